@@ -1,0 +1,186 @@
+"""What the three scripts share: signals, messages, settings, the connection to Kafka.
+
+Settings come from `.env` beside the scripts, overridden by the environment: BEARER_TOKEN,
+STREAM_URL, and KAFKA_<NAME> for the setting <name> of kafka-python's clients.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+
+class Stop:
+    """SIGINT and SIGTERM ask for an orderly end; the next one ends the process at once.
+
+    A handler that raises could tear a record that is being appended, so it only takes a note,
+    and raises SystemExit while `interruptible` runs.
+    """
+
+    number, at = 0, float("inf")  # the signal, and time.monotonic() when it came
+    endless = False  # whether being stopped is the normal end of this run
+    status = 0  # of a process that ends because of it
+    _blocked = False
+
+    def handle(self, number: int, _frame: object) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number, self.at, self.status = number, time.monotonic(), 0 if self.endless else 128 + number
+        if self._blocked:
+            raise SystemExit(self.status)
+
+    def interruptible(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what may block; raises SystemExit when a signal comes, or has come before."""
+        self._blocked = True
+        try:
+            if self.number:
+                raise SystemExit(self.status)
+            return function(*arguments)
+        finally:
+            self._blocked = False
+
+
+stop = Stop()
+for each in (signal.SIGINT, signal.SIGTERM):  # before the next imports, as they take 0.3 s
+    signal.signal(each, stop.handle)
+
+from dotenv import dotenv_values  # noqa: E402
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors  # noqa: E402
+
+ENV_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
+# Not for .env: decided by flags, or what the scripts promise rests on them
+FIXED = {"group_id", "auto_offset_reset", "enable_auto_commit", "exclude_internal_topics", "acks", "transactional_id"}
+EVERY = KafkaAdminClient.DEFAULT_CONFIG | KafkaConsumer.DEFAULT_CONFIG | KafkaProducer.DEFAULT_CONFIG
+# {KAFKA_<NAME>: name} of those that text can express
+NAMES = {f"KAFKA_{n.upper()}": n for n in EVERY.keys() - FIXED if isinstance(EVERY[n], (str, float, int, type(None)))}
+CHOICES = {"true": True, "false": False, **{p.lower(): p for p in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")}}
+# What the client says: what it means, what to do
+CAUSES = {
+    "ECONNREFUSED|10061|DNS|no answer": "is Kafka running there, is KAFKA_BOOTSTRAP_SERVERS right?",
+    "Handshake|SSL": "no TLS connection, check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*",
+    "Sasl|uthentication|socket disconnected": "check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*",
+    "AuthorizationFailed": "no right to do this, the user needs an ACL",
+    "Expiring|RequestTimedOut": "Kafka took longer than KAFKA_DELIVERY_TIMEOUT_MS",
+    "SizeTooLarge|ListTooLarge": "more than KAFKA_MAX_REQUEST_SIZE or the topic's max.message.bytes",
+}
+
+
+def tell(message: object, live: bool = False) -> None:
+    """Write a line to standard error; a live one only on a terminal, where the next line overwrites it."""
+    text, terminal = f"{os.path.basename(sys.argv[0])}: {message}", os.isatty(2)
+    if terminal or not live:
+        with suppress(OSError):  # nobody listens: the exit status still speaks
+            os.write(2, (f"\r{text:<79}" if terminal else text).encode(errors="backslashreplace") + b"\n" * (not live))
+
+
+def fail(sentence: str, status: int = 1) -> NoReturn:
+    """End with a sentence that says what happened, to what, and what to do."""
+    tell(sentence)
+    raise SystemExit(status)
+
+
+def explain(error: object) -> str:
+    """What an error of a client, or a reason from its log, means."""
+    return next((f"{cause}: " for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "") + str(error)
+
+
+class Reasons(logging.Handler):
+    """The newest reason for trouble: only kafka-python's log says why a broker cannot be reached."""
+
+    last = "no answer"
+    pattern = re.compile(r"DNS lookup.*|could not parse.*|(?:n to .* failed|lost|left\)): (?!.*DNS)(.*?)( \(backoff|$)")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := self.pattern.search(record.getMessage()):
+            self.last = found[1] or found[0]
+
+
+logging.basicConfig(handlers=[reasons := Reasons()])  # warnings and errors
+sys.excepthook = lambda _kind, error, _traceback: tell(explain(error))
+sys.unraisablehook = lambda _unraisable: None  # KafkaProducer.__del__ raises after a delivery has failed
+
+
+def checked(pattern: str, what: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """The type of an argument that is to look like `pattern`."""
+
+    def parse(text: str) -> Any:
+        if re.fullmatch(pattern, text, re.ASCII):
+            return convert(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+
+    return parse
+
+
+TOPIC = checked(r"(?!\.{1,2}$)[\w.-]{1,249}", "topic name: 1 to 249 letters, digits, '.', '_' and '-'")
+COUNT = checked(r"0*[1-9]\d{0,11}", "whole number from 1 on", int)
+SECONDS = checked(r"\d{1,9}(\.\d*)?", "number of seconds", float)
+PAIR = checked(r"[^=]+=.+", "NAME=VALUE", lambda text: text.partition("=")[::2])
+
+
+class Parser(argparse.ArgumentParser):
+    """`--help` opens with what the script does; a usage error is one sentence."""
+
+    def __init__(self, text: str | None) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(usage=argparse.SUPPRESS, description=text, formatter_class=form, allow_abbrev=False)
+        self.add_argument("-n", metavar="COUNT", type=COUNT, help="end after COUNT events")
+        self.add_argument("-t", dest="topic", metavar="TOPIC", type=TOPIC, default="sample", help="default: sample")
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see --help", 2)
+
+
+def settings() -> dict[str, str]:
+    """What .env and the environment set, by name; nothing else may stand in .env."""
+    known = {"BEARER_TOKEN", "STREAM_URL", *NAMES}
+    try:
+        found = dotenv_values(ENV_FILE, interpolate=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        fail(f"cannot read {ENV_FILE}: {error}", 2)
+    if "could not parse" in reasons.last:
+        fail(f"{ENV_FILE}: {reasons.last}", 2)
+    for name in sorted(found.keys() - known):
+        near = difflib.get_close_matches(name.upper(), known, 1, 0)[0]
+        what = name if found[name] else "a line"  # without a = it may be the rest of a secret
+        fail(f"{what} in {ENV_FILE} is no setting of these scripts, do you mean {near}?", 2)
+    return {name: value for name, value in [*found.items(), *os.environ.items()] if value}
+
+
+def client_settings(client: Any, **ours: Any) -> dict[str, Any]:
+    """Ours, overridden by .env and the environment; typed after the client's defaults."""
+    options, given = {"bootstrap_servers": "localhost:9092", "reconnect_backoff_max_ms": 1000, **ours}, settings()
+    for variable in NAMES.keys() & given.keys():
+        name, text = NAMES[variable], given[variable]
+        kind = int if name.endswith("_bytes") else str if EVERY[name] is None else type(EVERY[name])
+        try:
+            if name in client.DEFAULT_CONFIG:
+                options[name] = CHOICES[text.lower()] if kind is bool or "protocol" in name else kind(text)
+        except (KeyError, ValueError):  # not shown: it may be a secret in the wrong place
+            fail(f"{variable} is to be of type {kind.__name__}, see .env.example", 2)
+    return options
+
+
+def connect(client: Any, options: dict[str, Any]) -> Any:
+    """A connected client, or the end with the reason why there is none within 8 seconds."""
+
+    def give_up() -> None:  # not left to the client: a TLS handshake that nobody answers never ends
+        tell(f"no connection to Kafka at {options['bootstrap_servers']}: {explain(reasons.last)}")
+        os._exit(1)
+
+    watchdog = threading.Timer(8.0, give_up)  # seconds
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return stop.interruptible(lambda: client(**options))
+    except (errors.KafkaConfigurationError, ValueError, TypeError, AssertionError) as error:
+        fail(f"KAFKA_* settings: {error}", 2)
+    finally:
+        watchdog.cancel()

@@ -1,0 +1,196 @@
+"""Publish events to a Kafka topic: lines of files or of standard input, or numbered sample events.
+
+examples:
+  producer.py                         a sample event a second, until Ctrl-C
+  producer.py -n 5 --interval 0       five sample events at once
+  producer.py access.log              each line of the file is an event
+  tail -f access.log | producer.py    each line as it comes
+  producer.py -t users -K : users.txt --topic-config cleanup.policy=compact
+                                      lines of key:value, to a compacted topic
+
+The topic is created first where it is missing. Kafka is looked for at localhost:9092, or where
+KAFKA_BOOTSTRAP_SERVERS says, in .env or in the environment. Exit status: 0 all is delivered,
+1 something is not, 2 usage or settings, 130 or 143 stopped by a signal before the end.
+"""
+
+import itertools
+import json
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from config import COUNT, PAIR, SECONDS, Parser, client_settings, connect, explain, fail, reasons, stop, tell
+
+from kafka import KafkaAdminClient, KafkaProducer, errors
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.future import Future
+from kafka.partitioner import StickyPartitioner
+
+# (key, value) as bytes, None being Kafka's null; an int stands for a value of so many bytes, too long to be held
+Event = tuple[bytes | None, bytes | int | None]
+
+IN_FLIGHT, IN_FLIGHT_BYTES = 16_000, 16 << 20  # kafka-python itself knows no bound
+# Kept below what the topic takes: the first refusal by a broker is fatal to an idempotent producer of kafka-python 3.0
+BATCH_BYTES, EVENT_BYTES = 900_000, 1 << 20
+ENDING, BLOCK = 6.0, 1 << 16  # seconds for what is in flight at an early end; bytes to read at once
+
+
+class Flight(deque[tuple[int, int, Any]]):
+    """Events on their way to Kafka, oldest first: number in the source, bytes, future; and those that failed."""
+
+    bytes = failed = 0
+    reason, broke = "", float("inf")  # of the first failure; time.monotonic() of the one that ends the run
+
+    def settle(self, unit: str, seconds: float) -> None:
+        """Wait until the oldest event is acknowledged or has failed, and count it."""
+        number, size, future = self.popleft()
+        self.bytes, since = self.bytes - size, time.monotonic()
+        while not future.is_done and time.monotonic() < min(since + seconds, min(stop.at, self.broke) + ENDING):
+            with suppress(errors.KafkaError):
+                future.get(0.25)
+        if not future.is_done or future.exception:
+            error = future.exception or errors.KafkaTimeoutError(reasons.last)
+            reason = f"{unit} {number} of {size} bytes: {explain(error)}"
+            self.failed, self.reason = self.failed + 1, self.reason or reason
+            if type(future) is Future and isinstance(error, errors.MessageSizeTooLargeError):  # it was not sent
+                tell(f"skipped {reason}")
+            else:
+                self.broke = min(self.broke, time.monotonic())
+
+
+def publish(events: Iterable[Event], topic: str, limit: int, unit: str, note: Any = str, total: int = 0) -> int:
+    """Deliver all events, tell how many, and return the exit status.
+
+    `limit` is what the topic takes, in bytes, `unit` what an event is called, `note()` what the source has to
+    add, `total` the source's bytes if known. An event counts as published once Kafka has acknowledged it.
+    """
+    ours = {"linger_ms": 5, "batch_size": min(BATCH_BYTES, limit), "delivery_timeout_ms": 120_000}
+    options = client_settings(KafkaProducer, partitioner=StickyPartitioner(), max_block_ms=10_000, **ours)
+    options["max_request_size"] = min(options.get("max_request_size", EVENT_BYTES), limit)
+    options.setdefault("request_timeout_ms", min(30_000, options["delivery_timeout_ms"] - options["linger_ms"]))
+    producer = connect(KafkaProducer, options)
+    flight, seconds = Flight(), options["delivery_timeout_ms"] / 1000 + ENDING
+    read = read_bytes = 0
+    start = shown = time.monotonic()
+    try:
+        for key, value in events:
+            now = time.monotonic()
+            size = value if isinstance(value, int) else len(key or b"") + len(value or b"")
+            read, read_bytes = read + 1, read_bytes + size + 1
+            try:
+                if isinstance(value, int):
+                    raise errors.MessageSizeTooLargeError
+                future = producer.send(topic, value, key)
+            except Exception as error:
+                future = Future().failure(error)
+            flight.append((read, size, future))
+            flight.bytes += size
+            while flight and (flight[0][2].is_done or len(flight) > IN_FLIGHT or flight.bytes > IN_FLIGHT_BYTES):
+                flight.settle(unit, seconds)
+            if now > shown + 0.25:
+                shown, percent = now, f", {100 * read_bytes // total} %" if total else ""
+                tell(f"{read} {unit}s, {read / (now - start):.0f}/s{percent}{note()}", live=True)
+            if flight.broke <= now:  # after a signal the source ends by itself, with what it has read
+                return 1
+    finally:
+        while flight:
+            flight.settle(unit, seconds)
+        with suppress(Exception):
+            producer.close(timeout=1)
+        summary = f"published {read - flight.failed} {unit}s to {topic}{note()}"
+        if flight.failed:
+            fail(f"{summary}, {flight.failed} failed: {flight.reason}")
+        tell(summary)
+    return 0
+
+
+def create_topic(topic: str, n: int, configs: dict[str, str]) -> int:
+    """Create the topic, with `n` partitions, unless it is there; return how many bytes a batch may have."""
+    with connect(KafkaAdminClient, client_settings(KafkaAdminClient)) as admin:
+        made = admin.create_topics({topic: {"num_partitions": n, "configs": configs}}, raise_errors=False)["topics"][0]
+        asked = [ConfigResource(ConfigResourceType.TOPIC, topic, ["max.message.bytes"])]
+        found = made.get("configs") or admin.describe_configs(asked, config_filter="all")["topic"][topic]
+    if made["error_code"] not in (0, 29, 31, 36):  # created, no right to create topics at all, exists
+        fail(f"cannot create topic {topic}: {made['error_message']}")
+    elif made["error_code"] and (n > 0 or configs):
+        tell(f"topic {topic} was not created now, so --partitions and --topic-config do not apply")
+    return int(found.get("max.message.bytes", {"value": EVENT_BYTES})["value"])
+
+
+def split(blocks: Iterable[bytes], limit: int) -> Generator[bytes | int, None, bytes | int]:
+    r"""The lines of a stream of bytes, without their \n; of a line over the limit only its size.
+
+    Returns what follows the last \n.
+    """
+    tail, dropped = b"", 0
+    for block in blocks:
+        lines = block.split(b"\n")
+        lines[0] = tail + lines[0]
+        tail = lines.pop()
+        for line in lines:
+            size, dropped = dropped + len(line), 0
+            yield line if size <= limit else size
+        if dropped + len(tail) > limit:
+            tail, dropped = b"", dropped + len(tail)
+    return dropped + len(tail) if dropped else tail
+
+
+def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """What `read` brings, up to its end; a signal breaks it off."""
+    while block := stop.interruptible(read, BLOCK):
+        yield block
+
+
+def read_lines(paths: list[str], limit: int, unread: list[str]) -> Iterator[bytes | int]:
+    """The lines of the files; the files that cannot be read are told and go to `unread`."""
+    for path in paths:
+        try:
+            with open(0 if path == "-" else path, "rb", buffering=0, closefd=path != "-") as file:
+                if os.name == "posix":  # whoever started us may have left the pipe in the non-blocking mode
+                    os.set_blocking(file.fileno(), True)
+                if tail := (yield from split(read_blocks(file.read), limit)):
+                    yield tail
+        except OSError as error:
+            unread.append(path)
+            tell(f"cannot read {path}: {error.strerror}")
+
+
+def keyed(lines: Iterable[bytes | int], sep: bytes | None, tombstones: bool) -> Iterator[Event]:
+    """Lines as events: `sep` ends the key; an empty value with a key is a tombstone where those are wanted."""
+    for line in lines:
+        key, found, value = line.partition(sep) if sep and isinstance(line, bytes) else (b"", b"", b"")
+        yield (key, None if tombstones and not value else value) if found else (None, line)
+
+
+def samples(interval: float) -> Iterator[Event]:
+    """One JSON object an event: its number, from 1, and the time."""
+    for number in itertools.count(1):
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        yield None, json.dumps({"number": number, "time": moment}).encode()
+        stop.interruptible(time.sleep, interval)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("--interval", metavar="SECONDS", type=SECONDS, default=1.0, help="between samples (default: 1)")
+    parser.add_argument("-K", metavar="SEP", type=os.fsencode, help="split lines at the first SEP into key and value")
+    parser.add_argument("-Z", action="store_true", help="send an empty value as null (a tombstone)")
+    parser.add_argument("--partitions", metavar="N", type=COUNT, default=-1, help="for a topic that is created")
+    parser.add_argument("--topic-config", metavar="NAME=VALUE", type=PAIR, action="append", default=[], help="likewise")
+    parser.add_argument("files", metavar="FILE", nargs="*", help="lines to publish; - is standard input")
+    options = parser.parse_args(argv)
+    paths = options.files or ([] if stat.S_ISCHR(os.fstat(0).st_mode) else ["-"])
+    total = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+    unread: list[str] = []
+    stop.endless = not paths and not options.n
+    limit = create_topic(options.topic, options.partitions, dict(options.topic_config))
+    events = keyed(read_lines(paths, limit, unread), options.K, options.Z) if paths else samples(options.interval)
+    return publish(itertools.islice(events, options.n), options.topic, limit, "event", total=total) or 2 * bool(unread)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
