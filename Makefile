@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+demo: .venv/ready ## the three scripts on a real Kafka, end to end
+	@$(BIN)/python tests/demo.py
+
+broker: .venv/ready ## a real Kafka on localhost:9092 until Ctrl-C; ARGS=--zookeeper for an older one
+	@$(BIN)/python tests/broker.py $(ARGS)
+
+test: lint ## everything that must hold
+	$(BIN)/python -m pytest
+
+lint: .venv/ready ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+clean: ## remove what the other targets have made here
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache __pycache__ tests/__pycache__
+
+.venv/ready: requirements.txt tests/requirements.txt
+	@echo "installing the packages into .venv"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+.PHONY: help demo broker test lint clean
