@@ -1,0 +1,172 @@
+"""What the tests share: a real Kafka, a topic for each test, and the scripts run as processes."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+from broker import Broker
+
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+
+REPOSITORY = Path(__file__).parent.parent
+SOURCES = ["config.py", "producer.py", "consumer.py", "twitter-stream.py"]
+KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment
+Result = subprocess.CompletedProcess[bytes]
+
+
+class Running:
+    """A script that runs, with its output so far in `out` and `err`."""
+
+    every: ClassVar[list["Running"]] = []
+
+    def __init__(self, command: list[str], options: dict[str, Any]) -> None:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, **{**pipes, **options})
+        self.out, self.err = bytearray(), bytearray()
+        self._changed = threading.Condition()
+        pairs = ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        self._readers = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in pairs if pair[0]]
+        for reader in self._readers:
+            reader.start()
+        self.every.append(self)
+
+    def _read(self, stream: Any, into: bytearray) -> None:
+        with stream:
+            while block := stream.read1(1 << 16):
+                with self._changed:
+                    into += block
+                    self._changed.notify_all()
+
+    def wait_for(self, condition: Callable[["Running"], Any], seconds: float = 30) -> None:
+        """Wait until the condition holds; it is tried whenever output comes."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: condition(self), seconds), (bytes(self.out), bytes(self.err))
+
+    def send(self, data: bytes) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def end(self, signal: int | None = None, seconds: float = 30) -> Result:
+        """Send the signal, if any, wait for the end, and return all output."""
+        if signal is not None:
+            self.process.send_signal(signal)
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds} s: {bytes(self.out)[-1000:]!r} {bytes(self.err)!r}")
+        finally:
+            self.clean_up()
+        return Result(self.process.args, status, bytes(self.out), bytes(self.err))
+
+    def clean_up(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdin:
+            with suppress(OSError):
+                self.process.stdin.close()
+        for reader in self._readers:
+            reader.join(10)
+
+
+class Scripts:
+    """A folder with the scripts, apart from a developer's .env; they run with few variables set."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder, self.env = folder, env
+        for name in SOURCES:
+            shutil.copy(REPOSITORY / name, folder)
+
+    def _call(self, script: str, arguments: tuple[object, ...], options: dict[str, Any]) -> list[str]:
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        options["env"] = {**kept, "NO_PROXY": "127.0.0.1", **self.env, **options.get("env", {})}
+        return [sys.executable, str(self.folder / f"{script}.py"), *map(str, arguments)]
+
+    def start(self, script: str, *arguments: object, **options: Any) -> Running:
+        return Running(self._call(script, arguments, options), options)
+
+    def run(self, script: str, *arguments: object, **options: Any) -> Result:
+        """Run to the end, with `input` on standard input, or else the null device there."""
+        command = self._call(script, arguments, options)
+        if "input" not in options:
+            options.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.run(command, **{"capture_output": True, "timeout": 60, **options})
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    yield
+    while Running.every:
+        Running.every.pop().clean_up()
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Broker]:
+    with Broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def scripts(kafka: Broker, tmp_path: Path) -> Scripts:
+    """The scripts, set to the tests' Kafka."""
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    return Scripts(folder, {"KAFKA_BOOTSTRAP_SERVERS": kafka.address})
+
+
+@pytest.fixture
+def lone_scripts(tmp_path: Path) -> Scripts:
+    """The scripts, with no Kafka anywhere."""
+    return Scripts(tmp_path, {})
+
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture
+def topic() -> str:
+    """The name of a topic that no other test uses."""
+    return f"topic-{next(numbers)}"
+
+
+@pytest.fixture
+def admin(kafka: Broker) -> Iterator[KafkaAdminClient]:
+    client = KafkaAdminClient(bootstrap_servers=kafka.address)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def producer(kafka: Broker) -> Iterator[KafkaProducer]:
+    client = KafkaProducer(bootstrap_servers=kafka.address)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def read(kafka: Broker) -> Callable[[str], list[Any]]:
+    """read(topic): its records, partition by partition, read with kafka-python alone."""
+
+    def records(topic: str) -> list[Any]:
+        consumer = KafkaConsumer(
+            bootstrap_servers=kafka.address, auto_offset_reset="earliest", enable_auto_commit=False
+        )
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
+        consumer.assign(partitions)
+        ends = consumer.end_offsets(partitions)
+        found: list[Any] = []
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            for batch in consumer.poll(1000, max_records=5000).values():
+                found += batch
+        consumer.close()
+        return sorted(found, key=lambda record: (record.partition, record.offset))
+
+    return records

@@ -1,0 +1,252 @@
+"""consumer.py, run as users do, against a real Kafka."""
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import Scripts
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+
+
+def publish(producer: KafkaProducer, topic: str, events: range, **options: object) -> None:
+    for event in events:
+        producer.send(topic, b"%d" % event, **options)
+    producer.flush()
+
+
+def lines(events: range) -> bytes:
+    return b"".join(b"%d\n" % event for event in events)
+
+
+def committed(address: str, group: str, topic: str) -> dict[int, int | None]:
+    consumer = KafkaConsumer(bootstrap_servers=address, group_id=group, enable_auto_commit=False)
+    partitions = consumer.partitions_for_topic(topic)
+    found = {number: consumer.committed(TopicPartition(topic, number)) for number in partitions}
+    consumer.close()
+    return found
+
+
+def test_everything_from_the_earliest_event_on_then_what_comes(
+    scripts: Scripts, topic: str, producer: KafkaProducer
+) -> None:
+    publish(producer, topic, range(10))
+    consumer = scripts.start("consumer", "-t", topic)
+    consumer.wait_for(lambda it: it.out == lines(range(10)))
+    publish(producer, topic, range(10, 20))
+    consumer.wait_for(lambda it: it.out == lines(range(20)))
+    done = consumer.end(signal.SIGINT)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_missing_topic_is_waited_for_and_not_created(scripts: Scripts, topic: str, admin: KafkaAdminClient) -> None:
+    consumer = scripts.start("consumer", "-t", topic)
+    consumer.wait_for(lambda it: it.err)
+    assert consumer.err.decode() == f"consumer.py: waiting for topic {topic}, which does not exist yet\n"
+    watched_until = time.monotonic() + 5  # it asks for news every two seconds
+    while time.monotonic() < watched_until:
+        assert topic not in admin.list_topics()
+        time.sleep(0.2)
+    done = scripts.run("producer", "-t", topic, "--partitions", 3, "-n", 30, "--interval", 0)
+    assert done.returncode == 0
+    published = time.monotonic()
+    consumer.wait_for(lambda it: it.out.count(b"\n") == 30)
+    assert time.monotonic() - published < 5
+    assert len(admin.describe_topics([topic])[0]["partitions"]) == 3
+    assert consumer.end(signal.SIGTERM).returncode == 0
+
+
+def test_e_wants_the_topic_now(scripts: Scripts, topic: str, admin: KafkaAdminClient) -> None:
+    done = scripts.run("consumer", "-t", topic, "-e")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert re.fullmatch(rf"consumer.py: cannot read topic {topic}: .*UnknownTopic.*\n", done.stderr.decode())
+    assert topic not in admin.list_topics()
+
+
+def test_partitions_that_are_added_later_are_read_from_their_first_event(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient
+) -> None:
+    admin.create_topics({topic: {"num_partitions": 1}})
+    consumer = scripts.start("consumer", "-t", topic, "--latest")
+    scripts.run("producer", "-t", topic, "-n", 1)
+    admin.create_partitions({topic: 3})
+    later = KafkaProducer(bootstrap_servers=scripts.env["KAFKA_BOOTSTRAP_SERVERS"])
+    publish(later, topic, range(5), partition=2)
+    later.close()
+    consumer.wait_for(lambda it: it.out.endswith(lines(range(5))), 10)
+    consumer.end(signal.SIGINT)
+
+
+def test_latest_prints_only_what_comes(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
+    publish(producer, topic, range(100))
+    consumer = scripts.start("consumer", "-t", topic, "--latest", "-n", 10)
+    events = iter(range(100, 200))
+    while consumer.process.poll() is None:  # it does not say when it has started
+        number = next(events)
+        publish(producer, topic, range(number, number + 1))
+        time.sleep(0.05)
+    out = consumer.end().stdout
+    first = int(out.split()[0])
+    assert first >= 100
+    assert out == lines(range(first, first + 10))
+
+
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_n_stops_after_exactly_so_many(scripts: Scripts, topic: str, producer: KafkaProducer, count: int) -> None:
+    publish(producer, topic, range(20))
+    done = scripts.run("consumer", "-t", topic, "-n", count)
+    assert (done.returncode, done.stdout) == (0, lines(range(count)))
+
+
+def test_n_waits_for_as_many(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
+    publish(producer, topic, range(3))
+    consumer = scripts.start("consumer", "-t", topic, "-n", 5)
+    consumer.wait_for(lambda it: it.out == lines(range(3)))
+    assert consumer.end(signal.SIGTERM).returncode == 143
+
+
+def test_e_stops_where_the_topic_ended_at_the_start(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    admin.create_topics({topic: {"num_partitions": 4}})  # partition 3 stays empty
+    for partition in range(3):
+        publish(producer, topic, range(partition * 10, partition * 10 + 10), partition=partition)
+    done = scripts.run("consumer", "-t", topic, "-e")
+    assert (done.returncode, sorted(map(int, done.stdout.split()))) == (0, list(range(30)))
+
+
+def test_e_leaves_out_what_comes_after_the_start(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    admin.create_topics({topic: {"num_partitions": 2}})
+    publish(producer, topic, range(10), partition=0)
+    for _ in range(2000):
+        producer.send(topic, b"x" * 1000, partition=1)
+    producer.flush()
+    unread, out = os.pipe()
+    consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out)
+    os.close(out)
+    with open(unread, "rb") as reader:
+        first = reader.read(1)  # it has started, and blocks now, as the pipe is full
+        publish(producer, topic, range(10, 20), partition=0)
+        printed = (first + reader.read()).split()
+    assert consumer.end().returncode == 0
+    assert sorted(printed) == sorted([b"%d" % number for number in range(10)] + [b"x" * 1000] * 2000)
+
+
+def test_e_on_an_empty_topic(scripts: Scripts, topic: str, admin: KafkaAdminClient) -> None:
+    admin.create_topics({topic: {"num_partitions": 2}})
+    done = scripts.run("consumer", "-t", topic, "-e")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_k_is_the_inverse_of_the_producers(scripts: Scripts, topic: str) -> None:
+    data = b"".join(b"key%d:value:%d\n" % (number % 7, number) for number in range(1000)) + b"no key\n:empty\nlast:\n"
+    scripts.run("producer", "-t", topic, "-K", ":", "-Z", input=data)
+    assert scripts.run("consumer", "-t", topic, "-K", ":", "-e").stdout == data
+
+
+def test_json_holds_everything(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
+    headers = [("source", "é".encode()), ("raw", b"\xff")]
+    producer.send(topic, "🎉\n\x00".encode(), key=b"k", headers=headers, timestamp_ms=1_700_000_000_123)
+    producer.send(topic, None, key=b"\xfe")
+    producer.flush()
+    done = scripts.run("consumer", "-t", topic, "--json", "-e")
+    first, second = (json.loads(line) for line in done.stdout.decode().splitlines())
+    place = {"topic": topic, "partition": 0}
+    raw = {"key": "raw", "value_base64": base64.b64encode(b"\xff").decode()}
+    assert first == {
+        **place,
+        "offset": 0,
+        "timestamp": 1_700_000_000_123,
+        "key": "k",
+        "value": "🎉\n\x00",
+        "headers": [{"key": "source", "value": "é"}, raw],
+    }
+    assert "🎉".encode() in done.stdout
+    assert {name: second[name] for name in second if name != "timestamp"} == {
+        **place,
+        "offset": 1,
+        "key_base64": base64.b64encode(b"\xfe").decode(),
+        "value": None,
+        "headers": [],
+    }
+
+
+def test_the_members_of_a_group_share_the_partitions(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    admin.create_topics({topic: {"num_partitions": 4}})
+    members = [scripts.start("consumer", "-t", topic, "-g", topic) for _ in range(2)]
+    while not all(member.out for member in members):  # until both have partitions
+        for partition in range(4):
+            producer.send(topic, b"probe", partition=partition)
+        producer.flush()
+        assert all(member.process.poll() is None for member in members)
+        time.sleep(0.1)
+    for partition in range(4):
+        publish(producer, topic, range(partition * 2500, partition * 2500 + 2500), partition=partition)
+        producer.send(topic, b"end", partition=partition)
+    for member in members:
+        member.wait_for(lambda it: it.out.count(b"end") == 2)
+    done = [member.end(signal.SIGTERM) for member in members]
+    events = [[int(line) for line in each.stdout.split() if line.isdigit()] for each in done]
+    assert [each.returncode for each in done] == [0, 0]
+    assert [len(each) for each in events] == [5000, 5000]
+    assert sorted(events[0] + events[1]) == list(range(10_000))
+
+
+def test_e_ends_for_a_member_without_partitions(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
+    publish(producer, topic, range(10))
+    members = [scripts.start("consumer", "-t", topic, "-g", topic) for _ in range(2)]
+    printed: list[bytes] = []
+    for _ in range(2):  # who gets the only partition is chance
+        done = scripts.run("consumer", "-t", topic, "-g", topic, "-e")
+        assert done.returncode == 0
+        printed.append(done.stdout)
+    printed += [member.end(signal.SIGINT).stdout for member in members]
+    assert sorted(printed) == [b"", b"", b"", lines(range(10))]
+
+
+def test_a_group_goes_on_where_it_stopped(scripts: Scripts, topic: str, kafka: object, producer: KafkaProducer) -> None:
+    publish(producer, topic, range(10))
+    address = scripts.env["KAFKA_BOOTSTRAP_SERVERS"]
+    assert scripts.run("consumer", "-t", topic, "-g", topic, "-n", 4).stdout == lines(range(4))
+    assert committed(address, topic, topic) == {0: 4}
+    assert scripts.run("consumer", "-t", topic, "-g", topic, "-e").stdout == lines(range(4, 10))
+    assert scripts.run("consumer", "-t", topic, "-g", topic, "-e").stdout == b""
+    assert scripts.run("consumer", "-t", topic, "-e").stdout == lines(range(10))
+    assert committed(address, topic, topic) == {0: 10}
+
+
+def test_a_group_starts_at_the_latest_event_if_asked(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
+    publish(producer, topic, range(10))
+    assert scripts.run("consumer", "-t", topic, "-g", topic, "--latest", "-e").stdout == b""
+
+
+def test_head_ends_it_silently(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
+    publish(producer, topic, range(5))
+    with subprocess.Popen(["/usr/bin/env", "head", "-1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as head:
+        consumer = scripts.start("consumer", "-t", topic, stdout=head.stdin)
+        assert head.stdin
+        assert head.stdout
+        head.stdin.close()
+        assert head.stdout.read() == b"0\n"
+        done = consumer.end(seconds=10)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_full_disk_is_told_and_nothing_is_committed(
+    scripts: Scripts, topic: str, kafka: object, producer: KafkaProducer
+) -> None:
+    publish(producer, topic, range(5))
+    with open("/dev/full", "wb") as full:
+        consumer = scripts.start("consumer", "-t", topic, "-g", topic, "-n", 5, stdout=full)
+        done = consumer.end()
+    assert done.returncode == 1
+    assert done.stderr == b"consumer.py: cannot write to standard output: No space left on device\n"
+    assert committed(scripts.env["KAFKA_BOOTSTRAP_SERVERS"], topic, topic) == {0: None}

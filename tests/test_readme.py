@@ -1,0 +1,90 @@
+"""README.md says what is: its commands are run, its help texts compared."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from broker import Broker
+from x_api import XApi
+
+import pytest
+from conftest import REPOSITORY, SOURCES, Scripts
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> Iterator[tuple[str, str]]:
+    """The commands of a console block, each with the output that follows it."""
+    for each in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        command, _, output = each.partition("\n")
+        yield command, output
+
+
+def plain(output: str) -> str:
+    """The output without what differs from run to run: numbers and names of temporary folders."""
+    return re.sub(r"/\S*/tmp\w+|\d+", "N", output)
+
+
+def test_the_help_texts_are_the_real_ones(lone_scripts: Scripts) -> None:
+    texts = [
+        lone_scripts.run(script.removesuffix(".py"), "--help", env={"COLUMNS": "100"}).stdout.decode()
+        for script in SOURCES
+        if script != "config.py"
+    ]
+    assert [text.rstrip() for text in blocks("text")] == [text.rstrip() for text in texts]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user: a Kafka with no topic yet, a stand-in for X, python in the PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with Broker() as broker, XApi() as api:
+        env = {"PATH": path, "KAFKA_BOOTSTRAP_SERVERS": broker.address, "NO_PROXY": "127.0.0.1"}
+        yield env | {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+
+
+def test_the_examples_print_what_they_say(shell: dict[str, str], lone_scripts: Scripts) -> None:
+    seen = 0
+    for block in blocks("console"):
+        for command, output in commands(block):
+            if "$ make" in block:
+                continue
+            done = subprocess.run(  # noqa: S602
+                command, shell=True, cwd=lone_scripts.folder, env=shell, capture_output=True, text=True, timeout=60
+            )
+            assert plain(done.stdout + done.stderr) == plain(output), command
+            seen += 1
+    assert seen == 6
+
+
+def test_the_demo_prints_what_the_readme_says_and_leaves_nothing(tmp_path: Path) -> None:
+    [block] = [block for block in blocks("console") if "$ make demo" in block]
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "tests" / "demo.py"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    parts = block.partition("\n")[2].split("...\n")
+    pattern = ".*".join(re.escape(plain(part)) for part in parts)
+    assert re.fullmatch(pattern, plain(done.stdout.replace(str(tmp_path), "/tmp")), re.DOTALL), done.stdout  # noqa: S108
+    assert done.stdout.count('"text":"Morning run') == 1
+    assert done.stdout.count('\\"text\\":\\"Morning run') == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)", README)) | set(re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE))
+    assert {"demo", "test", "broker", "lint", "clean"} == named
+    assert named <= targets
