@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from broker import Broker
+from broker import KRAFT, ZOOKEEPER, Broker, class_path
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -45,6 +47,11 @@ class Running:
                     into += block
                     self._changed.notify_all()
 
+    def memory(self) -> int:
+        """The resident set of the process, in MB (Linux)."""
+        [size] = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(size) // 1024
+
     def wait_for(self, condition: Callable[["Running"], Any], seconds: float = 30) -> None:
         """Wait until the condition holds; it is tried whenever output comes."""
         with self._changed:
@@ -55,10 +62,10 @@ class Running:
         self.process.stdin.write(data)
         self.process.stdin.flush()
 
-    def end(self, signal: int | None = None, seconds: float = 30) -> Result:
-        """Send the signal, if any, wait for the end, and return all output."""
-        if signal is not None:
-            self.process.send_signal(signal)
+    def end(self, number: int | None = None, seconds: float = 30) -> Result:
+        """Send the signal of that number, if any, wait for the end, and return all output."""
+        if number is not None:
+            self.process.send_signal(number)
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -85,20 +92,28 @@ class Scripts:
         for name in SOURCES:
             shutil.copy(REPOSITORY / name, folder)
 
-    def _call(self, script: str, arguments: tuple[object, ...], options: dict[str, Any]) -> list[str]:
+    def call(self, script: str, arguments: tuple[object, ...], options: dict[str, Any]) -> list[str]:
+        """The command line; the `env` of the options becomes the whole environment."""
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         options["env"] = {**kept, "NO_PROXY": "127.0.0.1", **self.env, **options.get("env", {})}
         return [sys.executable, str(self.folder / f"{script}.py"), *map(str, arguments)]
 
     def start(self, script: str, *arguments: object, **options: Any) -> Running:
-        return Running(self._call(script, arguments, options), options)
+        return Running(self.call(script, arguments, options), options)
 
     def run(self, script: str, *arguments: object, **options: Any) -> Result:
         """Run to the end, with `input` on standard input, or else the null device there."""
-        command = self._call(script, arguments, options)
+        command = self.call(script, arguments, options)
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
         return subprocess.run(command, **{"capture_output": True, "timeout": 60, **options})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fetch the packages of Kafka before the tests run side by side, as jgo cannot do that twice at a time."""
+    if not hasattr(config, "workerinput"):
+        for version in (KRAFT, ZOOKEEPER):
+            class_path(version)
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +127,21 @@ def nothing_left_running() -> Iterator[None]:
 def kafka() -> Iterator[Broker]:
     with Broker() as broker:
         yield broker
+
+
+@pytest.fixture
+def stalled(kafka: Broker) -> Iterator[Callable[[], None]]:
+    """stalled(): the broker answers nobody until the test's end."""
+    yield lambda: kafka.server.process.send_signal(signal.SIGSTOP)
+    kafka.server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def mortal(kafka: Broker) -> Iterator[Broker]:
+    """The broker, for tests that kill it; it runs again at their end."""
+    yield kafka
+    if kafka.server not in kafka.programs:
+        kafka.start()
 
 
 @pytest.fixture

@@ -11,15 +11,23 @@ import dataclasses
 import gzip
 import itertools
 import json
+import os
 import socket
+import ssl
 import struct
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 TEXTS = [
     ("en", "Morning run by the river, 10 km 🏃‍♀️ https://t.co/9fYb3xQm2L"),
@@ -47,8 +55,11 @@ class Step:
     body: str = ""  # of an error; in a stream it is sent as it is, before the tweets
     tweets: int | None = None  # None: as many as are read
     end: str = "finish"  # or cut (no last chunk), torn (within a chunk), tail (after half a line), reset, silence
+    missed: int = 0  # tweets that come up after it, before the next connection
     gzip: bool = False
-    chunk: int = 0  # bytes in a chunk of HTTP; 0: a line
+    chunk: int = 0  # bytes in a chunk of HTTP; 0: as they are sent
+    batch: int = 1  # tweets sent at once
+    pause: float = 0  # seconds after each chunk
 
 
 def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
@@ -66,18 +77,34 @@ def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
 
 
 class XApi:
-    """The server, for use in a `with`: its `url`, the lines `sent` whole, the `requests` as time, query, headers."""
+    """The server, for use in a `with`: its `url`, the lines `sent` whole, the `requests` as time, query, headers.
 
-    def __init__(self, script: list[Step] | None = None, token: str = TOKEN, rate: float = 0, port: int = 0) -> None:
-        self.script, self.token, self.rate = script or [Step()], token, rate
+    With a `certificate` (the file names of a chain and of its key) it speaks TLS.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[Step] = (Step(),),
+        token: str = TOKEN,
+        rate: float = 0,
+        port: int = 0,
+        certificate: tuple[str, str] | None = None,
+    ) -> None:
+        self.script, self.token, self.rate = script, token, rate
         self.sent: list[bytes] = []
+        self.recent: deque[bytes] = deque(maxlen=1000)  # what backfill brings, sent before or missed
         self.requests: list[tuple[float, dict[str, str], dict[str, str]]] = []  # time, query, headers
         self.open = self.most_open = 0
         self.stopped = threading.Event()
         self.numbers = itertools.count()
-        self.lock = threading.Lock()
+        self.lock, self.changed = threading.Lock(), threading.Condition()
         self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"api": self}))
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/2/tweets/sample/stream"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        scheme = "https" if certificate else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.server.server_address[1]}/2/tweets/sample/stream"
 
     def __enter__(self) -> "XApi":
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -87,6 +114,12 @@ class XApi:
         self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
+
+    def next_tweets(self, count: int, fields: Sequence[str]) -> list[bytes]:
+        with self.lock:
+            made = [tweet(next(self.numbers), fields) for _ in range(count)]
+            self.recent += made
+            return made
 
     def next_step(self, query: dict[str, str], headers: dict[str, str]) -> Step:
         with self.lock:
@@ -108,22 +141,30 @@ class Handler(BaseHTTPRequestHandler):
         if step.status != 200:
             self.answer(step)
             return
-        self.api.open += 1
-        self.api.most_open = max(self.api.most_open, self.api.open)
+        with self.api.changed:  # one that was closed before this connect may not have been noticed yet
+            self.api.changed.wait_for(lambda: self.api.open == 0, 1)
+            self.api.open += 1
+            self.api.most_open = max(self.api.most_open, self.api.open)
         try:
-            self.stream(step, query.get("tweet.fields", "").split(","))
+            self.stream(step, query.get("tweet.fields", "").split(","), "backfill_minutes" in query)
         except OSError:  # the client went away
             pass
         finally:
-            self.api.open -= 1
             self.close_connection = True
+            with self.api.changed:
+                self.api.open -= 1
+                self.api.changed.notify_all()
 
     def answer(self, step: Step) -> None:
-        body = step.body.encode()
-        if step.gzip:
-            body = gzip.compress(body)
-        self.send_head(step, "Content-Length", str(len(body)))
-        self.wfile.write(body)
+        body = gzip.compress(step.body.encode()) if step.gzip else step.body.encode()
+        self.send_head(step, "Content-Length", str(len(body) + 1000 * (step.end == "cut")))
+        try:
+            for part in pieces(body, step.chunk):
+                self.wfile.write(part)
+                time.sleep(step.pause)
+        except OSError:  # the client has read enough
+            pass
+        self.close_connection = True
 
     def send_head(self, step: Step, name: str, value: str) -> None:
         """The status and the headers: one that the body needs, and the step's."""
@@ -136,32 +177,36 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(*each)
         self.end_headers()
 
-    def stream(self, step: Step, fields: list[str]) -> None:
+    def stream(self, step: Step, fields: list[str], backfill: bool) -> None:
+        again = list(self.api.recent) if backfill else []
         self.send_head(step, "Transfer-Encoding", "chunked")
         self.packer = zlib.compressobj(wbits=31) if step.gzip else None
         self.step = step
         if step.body:
             self.send(step.body.encode())
-        for count in itertools.count():
+        self.send_tweets(again)
+        for count in itertools.count(0, step.batch):
             if count == step.tweets or self.api.stopped.is_set():
                 break
-            with self.api.lock:
-                line = tweet(next(self.api.numbers), fields)
-            self.send(line + b"\r\n")
-            self.api.sent.append(line)
+            self.send_tweets(self.api.next_tweets(step.batch, fields))
             if count % 10 == 9:
                 self.send(KEEP_ALIVE)
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
                 break
         self.finish_stream(step, fields)
+        self.api.next_tweets(step.missed, fields)
+
+    def send_tweets(self, lines: list[bytes]) -> None:
+        if lines:
+            self.send(b"".join([line + b"\r\n" for line in lines]))
+            self.api.sent += lines
 
     def send(self, data: bytes) -> None:
         if self.packer:
             data = self.packer.compress(data) + self.packer.flush(zlib.Z_SYNC_FLUSH)
-        size = self.step.chunk or len(data)
-        for start in range(0, len(data), size):
-            part = data[start : start + size]
+        for part in pieces(data, self.step.chunk):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            time.sleep(self.step.pause)
 
     def finish_stream(self, step: Step, fields: list[str]) -> None:
         if step.end == "finish":
@@ -169,21 +214,35 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(rest), rest))
             self.wfile.write(b"0\r\n\r\n")
         elif step.end == "torn":  # whole lines, then half a line, and the connection ends within the chunk
-            with self.api.lock:
-                whole, half = (tweet(next(self.api.numbers), fields) for _ in range(2))
+            whole, half = self.api.next_tweets(2, fields)
             data = whole + b"\r\n" + half[: len(half) // 2]
-            self.api.sent.append(whole)
+            if self.packer:
+                data = self.packer.compress(data) + self.packer.flush(zlib.Z_SYNC_FLUSH)
             self.wfile.write(b"%x\r\n%b" % (len(data) + 1000, data))
-        elif step.end == "tail":
-            with self.api.lock:
-                half = tweet(next(self.api.numbers), fields)
-            self.send(half[: len(half) // 2])
+            self.api.sent.append(whole)
+        elif step.end == "tail":  # of the last line only the \n is missing
+            self.send(self.api.next_tweets(1, fields)[0] + b"\r")
             self.wfile.write(b"0\r\n\r\n")
         elif step.end == "reset":
+            wait_acknowledged(self.connection)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())  # a close of the object would wait for its files
         elif step.end == "silence":
             self.connection.settimeout(60)
             self.connection.recv(1)  # until the client goes
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    """The data in pieces of that size; 0: in one."""
+    return [data[start : start + (size or len(data))] for start in range(0, len(data), size or len(data) or 1)]
+
+
+def wait_acknowledged(connection: socket.socket) -> None:
+    """Wait until the other side has all that was sent: a reset drops what it has not (only Linux tells)."""
+    for _ in range(1000 if sys.platform == "linux" else 0):
+        if not struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]:
+            break
+        time.sleep(0.01)
 
 
 def main() -> int:
