@@ -27,13 +27,17 @@ class Stop:
 
     number, at = 0, float("inf")  # the signal, and time.monotonic() when it came
     endless = False  # whether being stopped is the normal end of this run
-    status = 0  # of a process that ends because of it
     _blocked = False
+
+    @property
+    def status(self) -> int:
+        """Of a process that ends because of it."""
+        return 128 + self.number if self.number and not self.endless else 0
 
     def handle(self, number: int, _frame: object) -> None:
         if self.number:
             os._exit(128 + number)
-        self.number, self.at, self.status = number, time.monotonic(), 0 if self.endless else 128 + number
+        self.number, self.at = number, time.monotonic()
         if self._blocked:
             raise SystemExit(self.status)
 
@@ -71,14 +75,18 @@ CAUSES = {
     "Expiring|RequestTimedOut": "Kafka took longer than KAFKA_DELIVERY_TIMEOUT_MS",
     "SizeTooLarge|ListTooLarge": "more than KAFKA_MAX_REQUEST_SIZE or the topic's max.message.bytes",
 }
+secrets: set[str] = set()  # what no message may show
 
 
 def tell(message: object, live: bool = False) -> None:
-    """Write a line to standard error; a live one only on a terminal, where the next line overwrites it."""
-    text, terminal = f"{os.path.basename(sys.argv[0])}: {message}", os.isatty(2)
-    if terminal or not live:
-        with suppress(OSError):  # nobody listens: the exit status still speaks
-            os.write(2, (f"\r{text:<79}" if terminal else text).encode(errors="backslashreplace") + b"\n" * (not live))
+    """Write a line to standard error, the middle of a very long one left out; the next overwrites a live one."""
+    text = f"{os.path.basename(sys.argv[0])}: {message}"
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = text if len(text) < 500 else f"{text[:300]} ... {text[-190:]}"
+    line = f"\r{text[:79] if live else text:<79}" if os.isatty(2) else text
+    with suppress(OSError):  # nobody listens: the exit status still speaks
+        os.write(2, line.encode(errors="backslashreplace") + b"\n" * (not live))
 
 
 def fail(sentence: str, status: int = 1) -> NoReturn:

@@ -17,9 +17,10 @@ import itertools
 import json
 import os
 import stat
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -36,13 +37,14 @@ Event = tuple[bytes | None, bytes | int | None]
 IN_FLIGHT, IN_FLIGHT_BYTES = 16_000, 16 << 20  # kafka-python itself knows no bound
 # Kept below what the topic takes: the first refusal by a broker is fatal to an idempotent producer of kafka-python 3.0
 BATCH_BYTES, EVENT_BYTES = 900_000, 1 << 20
+SECOND = float(os.environ.get("STREAM_TEST_SECOND", "1"))  # between messages and connects; less in tests
 ENDING, BLOCK = 6.0, 1 << 16  # seconds for what is in flight at an early end; bytes to read at once
 
 
 class Flight(deque[tuple[int, int, Any]]):
-    """Events on their way to Kafka, oldest first: number in the source, bytes, future; and those that failed."""
+    """Events on their way to Kafka, oldest first: number in the source, bytes, future; and the counts."""
 
-    bytes = failed = 0
+    bytes = read = read_bytes = failed = 0
     reason, broke = "", float("inf")  # of the first failure; time.monotonic() of the one that ends the run
 
     def settle(self, unit: str, seconds: float) -> None:
@@ -62,46 +64,61 @@ class Flight(deque[tuple[int, int, Any]]):
                 self.broke = min(self.broke, time.monotonic())
 
 
-def publish(events: Iterable[Event], topic: str, limit: int, unit: str, note: Any = str, total: int = 0) -> int:
+def report(flight: Flight, done: threading.Event, unit: str, note: Any, total: int) -> None:
+    """Tell how far it is: each second on a terminal, each minute in a log, also while the source or Kafka waits."""
+    terminal, published, oldest = os.isatty(2), 0, None
+    period = 1.0 if terminal else 60 * SECOND
+    while not done.wait(period):
+        before, waiting = published, [each for each in list(flight) if not each[2].is_done]
+        published = flight.read - flight.failed - len(waiting)
+        percent = f", {100 * flight.read_bytes // total} %" if total else ""
+        stalled = f", waiting for Kafka: {reasons.last}" if waiting and waiting[0] is oldest else ""
+        oldest = waiting[0] if waiting else None
+        tell(f"{published} {unit}s, {(published - before) / period:.0f}/s{percent}{note()}{stalled}", live=terminal)
+
+
+def publish(
+    events: Iterable[Event], topic: str, limit: int, unit: str, note: Any = str, total: int = 0, patience: int = 120
+) -> int:
     """Deliver all events, tell how many, and return the exit status.
 
     `limit` is what the topic takes, in bytes, `unit` what an event is called, `note()` what the source has to
-    add, `total` the source's bytes if known. An event counts as published once Kafka has acknowledged it.
+    add, `total` the source's bytes if known, `patience` how many seconds Kafka may take. An event counts as
+    published once Kafka has acknowledged it.
     """
-    ours = {"linger_ms": 5, "batch_size": min(BATCH_BYTES, limit), "delivery_timeout_ms": 120_000}
+    ours = {"linger_ms": 5, "batch_size": min(BATCH_BYTES, limit), "delivery_timeout_ms": 1000 * patience}
     options = client_settings(KafkaProducer, partitioner=StickyPartitioner(), max_block_ms=10_000, **ours)
     options["max_request_size"] = min(options.get("max_request_size", EVENT_BYTES), limit)
     options.setdefault("request_timeout_ms", min(30_000, options["delivery_timeout_ms"] - options["linger_ms"]))
     producer = connect(KafkaProducer, options)
     flight, seconds = Flight(), options["delivery_timeout_ms"] / 1000 + ENDING
-    read = read_bytes = 0
-    start = shown = time.monotonic()
+    done = threading.Event()
+    reporter = threading.Thread(target=report, args=(flight, done, unit, note, total), daemon=True)
+    reporter.start()
     try:
         for key, value in events:
-            now = time.monotonic()
             size = value if isinstance(value, int) else len(key or b"") + len(value or b"")
-            read, read_bytes = read + 1, read_bytes + size + 1
+            flight.read, flight.read_bytes = flight.read + 1, flight.read_bytes + size + 1
             try:
                 if isinstance(value, int):
                     raise errors.MessageSizeTooLargeError
                 future = producer.send(topic, value, key)
             except Exception as error:
                 future = Future().failure(error)
-            flight.append((read, size, future))
+            flight.append((flight.read, size, future))
             flight.bytes += size
             while flight and (flight[0][2].is_done or len(flight) > IN_FLIGHT or flight.bytes > IN_FLIGHT_BYTES):
                 flight.settle(unit, seconds)
-            if now > shown + 0.25:
-                shown, percent = now, f", {100 * read_bytes // total} %" if total else ""
-                tell(f"{read} {unit}s, {read / (now - start):.0f}/s{percent}{note()}", live=True)
-            if flight.broke <= now:  # after a signal the source ends by itself, with what it has read
+            if flight.broke <= time.monotonic():  # after a signal the source ends by itself, with what it has read
                 return 1
     finally:
         while flight:
             flight.settle(unit, seconds)
+        done.set()
+        reporter.join()
         with suppress(Exception):
             producer.close(timeout=1)
-        summary = f"published {read - flight.failed} {unit}s to {topic}{note()}"
+        summary = f"published {flight.read - flight.failed} {unit}s to {topic}{note()}"
         if flight.failed:
             fail(f"{summary}, {flight.failed} failed: {flight.reason}")
         tell(summary)
@@ -121,22 +138,18 @@ def create_topic(topic: str, n: int, configs: dict[str, str]) -> int:
     return int(found.get("max.message.bytes", {"value": EVENT_BYTES})["value"])
 
 
-def split(blocks: Iterable[bytes], limit: int) -> Generator[bytes | int, None, bytes | int]:
-    r"""The lines of a stream of bytes, without their \n; of a line over the limit only its size.
-
-    Returns what follows the last \n.
-    """
+def split(blocks: Iterable[bytes], limit: int) -> Iterator[bytes | int]:
+    r"""The lines of a stream of bytes, each with its \n but maybe the last; of one over the limit only its size."""
     tail, dropped = b"", 0
     for block in blocks:
-        lines = block.split(b"\n")
-        lines[0] = tail + lines[0]
-        tail = lines.pop()
+        *lines, tail = (tail + block).split(b"\n")
         for line in lines:
             size, dropped = dropped + len(line), 0
-            yield line if size <= limit else size
+            yield line + b"\n" if size <= limit else size
         if dropped + len(tail) > limit:
             tail, dropped = b"", dropped + len(tail)
-    return dropped + len(tail) if dropped else tail
+    if tail or dropped:
+        yield dropped + len(tail) if dropped else tail
 
 
 def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -152,8 +165,7 @@ def read_lines(paths: list[str], limit: int, unread: list[str]) -> Iterator[byte
             with open(0 if path == "-" else path, "rb", buffering=0, closefd=path != "-") as file:
                 if os.name == "posix":  # whoever started us may have left the pipe in the non-blocking mode
                     os.set_blocking(file.fileno(), True)
-                if tail := (yield from split(read_blocks(file.read), limit)):
-                    yield tail
+                yield from split(read_blocks(file.read), limit)
         except OSError as error:
             unread.append(path)
             tell(f"cannot read {path}: {error.strerror}")
@@ -162,8 +174,9 @@ def read_lines(paths: list[str], limit: int, unread: list[str]) -> Iterator[byte
 def keyed(lines: Iterable[bytes | int], sep: bytes | None, tombstones: bool) -> Iterator[Event]:
     """Lines as events: `sep` ends the key; an empty value with a key is a tombstone where those are wanted."""
     for line in lines:
-        key, found, value = line.partition(sep) if sep and isinstance(line, bytes) else (b"", b"", b"")
-        yield (key, None if tombstones and not value else value) if found else (None, line)
+        text = line.removesuffix(b"\n") if isinstance(line, bytes) else line
+        key, found, value = text.partition(sep) if sep and isinstance(text, bytes) else (b"", b"", b"")
+        yield (key, None if tombstones and not value else value) if found else (None, text)
 
 
 def samples(interval: float) -> Iterator[Event]:

@@ -4,6 +4,7 @@ examples:
   twitter-stream.py                 with BEARER_TOKEN in .env or in the environment
   twitter-stream.py -t tweets -n 100
   twitter-stream.py --param tweet.fields=created_at,lang --param expansions=author_id
+  twitter-stream.py --backfill      after a gap X sends again what was missed
 
 An event's value is the line as X sent it, its key the tweet's id. The topic is created where it
 is missing. Exit status: 0 stopped, or COUNT reached; 1 X refuses for good, or a tweet is not
@@ -12,96 +13,150 @@ delivered; 2 usage or settings; 130 or 143 stopped by a signal before COUNT.
 
 import itertools
 import json
+import math
 import random
 import re
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
-from config import PAIR, Parser, fail, settings, stop, tell
-from producer import BLOCK, Event, create_topic, publish, read_blocks, split
+from config import PAIR, Parser, fail, secrets, settings, stop, tell
+from producer import BLOCK, SECOND, Event, create_topic, publish, read_blocks, split
 
 import requests
 from urllib3.exceptions import HTTPError
 
 X_URL = "https://api.x.com/2/tweets/sample/stream"
-LINE_BYTES = 1 << 20
+LINE_BYTES, KEEP_ALIVES = 1 << 20, (b"\r\n", b"\n", b"\r")
 # X's rules, in seconds: by what has failed the first wait and the longest
 WAITS = {"network": (0.25, 16), "http": (5, 320), "rate": (60, 960)}
 ANSWER, SILENCE = 10, 22  # X sends a keep-alive every 20
 WINDOW, CONNECTS = 900, 50  # X allows so many connects in 15 minutes
-# What X refuses for good, and what to do
-REFUSALS = {400: "check --param", 401: "check BEARER_TOKEN", 403: "X's Enterprise plan has it", 404: "check STREAM_URL"}
+DAY = 86_400  # no limit of X lasts longer
+PATIENCE = 3600  # so long may Kafka be away; reading stops soon, and what was read waits
+SEEN = 100_000  # ids: for five minutes of six times the usual rate
+# What X refuses for good: what it means, what to do
+REFUSALS = {
+    400: "a parameter is wrong, check --param",
+    401: "the token is not valid, check BEARER_TOKEN",
+    403: "the app may not read the stream, X sells it to Enterprise accounts",
+    404: "there is no stream at this address, check STREAM_URL",
+    429: "the plan's tweets are used up, wait for its next period or extend it",
+}
 
 
 class Refused(Exception):
     """X does not serve now: what it says, by which of the WAITS to come back, and not before which time.time()."""
 
 
-def stream(get: Callable[[], requests.Response], counts: Counter[str], second: float) -> Iterator[Event]:
+def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float, backfill: bool) -> Iterator[Event]:
     """X's tweets, as (id, line), over as many connections as it takes.
 
-    `get` connects; `counts` takes the reconnects and the skipped lines; `second` is how long a second
-    of X's rules is: 1, but in tests. Ends only with an error that waiting does not help against.
+    `get` connects, and asks for so many minutes of backfill; `counts` takes the reconnects, the skipped lines,
+    the duplicates; `second` is how long a second of X's rules is. Ends only with an error that waiting does not
+    help against.
     """
     failures: Counter[str] = Counter()  # in a row, by what has failed
-    connects: deque[float] = deque(maxlen=CONNECTS)
+    ends: deque[float] = deque(maxlen=CONNECTS)  # of the last connections; X has seen their connects before
+    seen: OrderedDict[str, None] = OrderedDict()  # ids, with backfill
+    told: dict[str, float] = {}  # by kind of skipped line: when to tell the next
+    heard = 0.0  # when the newest line was read; where Kafka held us up, the newest before
     while True:
-        connects.append(time.monotonic())
+        minutes = min(math.ceil((time.monotonic() - heard) / second / 60), 5) if backfill and heard else None
         alive = False  # until this connection has brought something
+        troubles = [OSError("X ended the stream")]
         try:
-            with stop.interruptible(get) as response:
+            with stop.interruptible(get, minutes) as response:
                 if response.status_code != 200:
-                    refuse(response)
-                for line in split(read_blocks(partial(response.raw.read1, decode_content=True)), LINE_BYTES):
-                    data = parse(line).get("data") if isinstance(line, bytes) else None
-                    tweet = data.get("id") if isinstance(data, dict) else None
-                    if isinstance(line, bytes) and (isinstance(tweet, str) or line in (b"", b"\r")):  # a keep-alive
-                        alive = True
-                        failures.clear()
-                        if tweet is not None:
-                            yield tweet.encode(errors="replace"), line.removesuffix(b"\r")
-                    else:
-                        obey(line, alive)
+                    refuse(response, minutes)
+                for line in split(blocks(response, troubles), LINE_BYTES):
+                    now, tweet = time.monotonic(), tweet_id(line)
+                    if not tweet and line not in KEEP_ALIVES:
+                        kind = obey(line, alive)
                         counts["skipped"] += 1
-            raise OSError("X ended the stream")
+                        if now >= told.get(kind, 0):
+                            told[kind] = now + 60 * second
+                            tell(f"skipped {kind}" + (f": {words(line)}" if isinstance(line, bytes) else ""))
+                        continue
+                    if not alive or now < heard + SILENCE * second:
+                        heard = now
+                    alive = True
+                    failures.clear()
+                    if tweet in seen:
+                        counts["duplicates"] += 1
+                    elif tweet and isinstance(line, bytes):
+                        yield tweet.encode(errors="replace"), line[:-1].removesuffix(b"\r")
+                        if backfill:
+                            seen[tweet] = None
+                            if len(seen) > SEEN:
+                                seen.popitem(last=False)
+            raise troubles[-1]
+        except ValueError as error:  # requests', before it has connected
+            fail(f"STREAM_URL or --param: {error}", 2)
         except (Refused, OSError, HTTPError) as error:  # requests' errors are OSErrors
-            rule, until = error.args[1:] if isinstance(error, Refused) else ("" if alive else "network", 0.0)
+            trouble = error.args if isinstance(error, Refused) else (innermost(error), "" if alive else "network", 0.0)
+            reason, rule, until = trouble
+            backfill = backfill and rule != "backfill"
             failures[rule] += 1
+            ends.append(time.monotonic())
             seconds = max(wait(rule, failures[rule]) * second, until - time.time())
-            if len(connects) == CONNECTS:
-                seconds = max(seconds, connects[0] + WINDOW * second - time.monotonic())
-            tell(f"{innermost(error)}; reconnecting in {seconds:.1f} s")
-        counts["reconnects"] += 1
+            if len(ends) == CONNECTS:
+                seconds = max(seconds, ends[0] - ends[-1] + WINDOW * second)
+            tell(f"{reason}; reconnecting in {seconds:.1f} s")
         stop.interruptible(time.sleep, seconds)
+        counts["reconnects"] += 1
+
+
+def blocks(response: requests.Response, troubles: list[Any]) -> Iterator[bytes]:
+    """What the body brings; the error that it ends with goes to `troubles`, so that nothing before is lost."""
+    try:
+        yield from read_blocks(partial(response.raw.read1, decode_content=True))
+    except (OSError, HTTPError) as error:
+        troubles.append(error)
+
+
+def tweet_id(line: bytes | int) -> str:
+    """The data.id of a whole line; empty if there is none."""
+    data = parse(line).get("data") if isinstance(line, bytes) and line.endswith(b"\n") else None
+    tweet = data.get("id") if isinstance(data, dict) else None
+    return tweet if isinstance(tweet, str) else ""
 
 
 def wait(rule: str, times: int) -> float:
     """Seconds until the next connect after so many failures of a kind in a row; spread, as clients are many."""
     first, longest = WAITS.get(rule, (0.0, 0.0))
     growth = times if rule == "network" else 2 ** min(times - 1, 20)
-    return min(first * growth * random.uniform(1, 1.2), longest)
+    return min(first * growth, longest / 1.2) * random.uniform(1, 1.2)
 
 
-def obey(line: bytes | int, alive: bool) -> None:
-    """Tell what is no tweet; raises Refused if X says with it that the connection ends."""
-    text = b"" if isinstance(line, int) else line
-    if b'"connection_issue"' in text or b"operational-disconnect" in text:
-        raise Refused(words(text), "" if alive and b"connection_issue" not in text else "http", 0.0)
-    tell(f"skipped {'a line over 1 MiB' if isinstance(line, int) else 'a line that is no tweet'}")
+def obey(line: bytes | int, alive: bool) -> str:
+    """What kind of line is no tweet; raises Refused if X says with it that the connection ends."""
+    if isinstance(line, int):
+        return "a line over 1 MiB"
+    if not line.endswith(b"\n"):
+        return "a line that broke off"
+    if b'"connection_issue"' in line or b"operational-disconnect" in line:
+        raise Refused(words(line), "" if alive and b'"connection_issue"' not in line else "http", 0.0)
+    return "a message without data.id" if parse(line) else "a line that is no JSON object"
 
 
-def refuse(response: requests.Response) -> NoReturn:
+def refuse(response: requests.Response, minutes: int | None) -> NoReturn:
     """Raise Refused, or end, with what X says where its status is not 200."""
-    status = response.status_code
-    text = f"{status} {words(response.raw.read(BLOCK, decode_content=True)) or response.reason}"
-    if status in REFUSALS or "UsageCapExceeded" in text:
-        fail(f"X refuses: {text}; {REFUSALS.get(status, 'waiting does not help')}", 2 if status == 400 else 1)
+    status, body, end = response.status_code, b"", time.monotonic() + ANSWER
+    for block in blocks(response, []):
+        body += block
+        if len(body) > BLOCK or time.monotonic() > end:
+            break
+    text = f"{status} {words(body) or response.reason}"
+    if status == 400 and minutes:
+        raise Refused(f"{text}; going on without backfill", "backfill", 0.0)
+    if status in REFUSALS and (status != 429 or "UsageCapExceeded" in text):
+        fail(f"X refuses: {text}; {REFUSALS[status]}", 2 if status == 400 else 1)
     reset = response.headers.get("x-rate-limit-reset", "")
     until = float(reset) if status == 429 and re.fullmatch("[0-9]{1,10}", reset) else 0.0
-    raise Refused(text, "rate" if status == 429 else "http", until)
+    raise Refused(text, "rate" if status == 429 else "http", until if until < time.time() + DAY else 0.0)
 
 
 def parse(text: bytes) -> dict[str, Any]:
@@ -119,18 +174,22 @@ def words(body: bytes) -> str:
     inner = problem.get("errors")
     problems = [problem, *(each for each in inner if isinstance(each, dict))] if isinstance(inner, list) else [problem]
     said = ": ".join(str(each[name]) for each in problems for name in ("title", "detail", "message") if each.get(name))
-    return " ".join((said or re.sub(r"<[^>]*>", " ", body.decode(errors="replace"))).split())[:300]
+    text = said or re.sub(r"<[^>]*>", " ", body.decode(errors="replace"))
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
 def innermost(error: BaseException) -> str:
     """What is at the bottom of an error that requests and urllib3 have wrapped."""
     inner = getattr(error, "reason", None) or next(iter(error.args), None)
-    return innermost(inner) if isinstance(inner, BaseException) else str(inner or error).split("): ", 1)[-1]
+    if isinstance(inner, BaseException):
+        return innermost(inner)
+    return str(inner if inner and not isinstance(error, OSError) else error).split("): ", 1)[-1]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("--param", metavar="NAME=VALUE", type=PAIR, action="append", help="a parameter of X's API")
+    parser.add_argument("--param", metavar="NAME=VALUE", type=PAIR, action="append", default=[], help="of X's API")
+    parser.add_argument("--backfill", action="store_true", help="after a gap ask for the minutes missed, 5 at most")
     options = parser.parse_args(argv)
     stop.endless = not options.n
     token = re.sub(r"^\s*(Bearer\s)?\s*|\s*$", "", (given := settings()).get("BEARER_TOKEN", ""))
@@ -140,15 +199,24 @@ def main(argv: list[str] | None = None) -> int:
     loopback = re.match(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)", url)
     if not (loopback or url.startswith("https://")):
         fail("STREAM_URL is to begin with https:// (http:// is for this machine only), as the token is secret", 2)
-    second = float(given.get("STREAM_TEST_SECOND", "1")) if loopback else 1.0
+    secrets.add(token)
+    second = SECOND if loopback else 1.0
     headers = {"Authorization": f"Bearer {token}", "User-Agent": "twitter-stream.py/1.0", "Accept-Encoding": "gzip"}
-    get = partial(requests.get, url, params=options.param, headers=headers, timeout=(ANSWER, SILENCE * second))
-    # An auth, even an idle one, keeps requests from ~/.netrc; no redirect is followed, as the token is for X alone
-    get = partial(get, auth=lambda request: request, stream=True, allow_redirects=False)
+
+    def get(minutes: int | None) -> requests.Response:
+        params = [*options.param, ("backfill_minutes", minutes)]  # None is left out
+        # No redirect is followed, as the token is for X alone; an auth, even an idle one, keeps ~/.netrc out
+        how: dict[str, Any] = {"stream": True, "allow_redirects": False, "auth": lambda request: request}
+        return requests.get(url, params=params, headers=headers, timeout=(ANSWER, SILENCE * second), **how)
+
     limit = create_topic(options.topic, -1, {})
     counts = Counter(reconnects=0, skipped=0)
-    note = partial(" ({0[reconnects]} reconnects, {0[skipped]} skipped)".format, counts)
-    return publish(itertools.islice(stream(get, counts, second), options.n), options.topic, limit, "tweet", note)
+    tweets = itertools.islice(stream(get, counts, second, options.backfill), options.n)
+
+    def note() -> str:
+        return " (" + ", ".join(f"{count} {what}" for what, count in counts.items()) + ")"
+
+    return publish(tweets, options.topic, limit, "tweet", note, patience=PATIENCE)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -320,13 +320,6 @@ def test_a_large_file_of_random_bytes_comes_back_byte_for_byte(
         assert out.read_bytes() == path.read_bytes() + b"\n"
     else:
         assert sorted(out.read_bytes().removesuffix(b"\n").split(b"\n")) == sorted(lines)
-
-
-@pytest.fixture
-def stalled(kafka: Broker) -> Iterator[Callable[[], None]]:
-    """stalled(): the broker answers nobody until the test's end."""
-    yield lambda: kafka.server.process.send_signal(signal.SIGSTOP)
-    kafka.server.process.send_signal(signal.SIGCONT)
 
 
 def start_busy(scripts: Scripts, topic: str, **env: str) -> Running:
