@@ -13,6 +13,9 @@ broker: .venv/ready ## a real Kafka on localhost:9092 until Ctrl-C; ARGS=--zooke
 test: lint ## everything that must hold
 	$(BIN)/python -m pytest
 
+soak: .venv/ready ## twitter-stream.py under faults: each kind once, then a day of a million tweets; ARGS=--help
+	@$(BIN)/python tests/soak.py $(ARGS)
+
 lint: .venv/ready ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,4 +30,4 @@ clean: ## remove what the other targets have made here
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo broker test lint clean
+.PHONY: help demo broker test soak lint clean

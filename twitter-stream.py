@@ -72,9 +72,8 @@ def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float
                 if response.status_code != 200:
                     refuse(response, minutes)
                 for line in split(blocks(response, troubles), LINE_BYTES):
-                    now, tweet = time.monotonic(), tweet_id(line)
-                    if not tweet and line not in KEEP_ALIVES:
-                        kind = obey(line, alive)
+                    now, (tweet, kind) = time.monotonic(), look(line, alive)
+                    if kind:
                         counts["skipped"] += 1
                         if now >= told.get(kind, 0):
                             told[kind] = now + 60 * second
@@ -117,13 +116,6 @@ def blocks(response: requests.Response, troubles: list[Any]) -> Iterator[bytes]:
         troubles.append(error)
 
 
-def tweet_id(line: bytes | int) -> str:
-    """The data.id of a whole line; empty if there is none."""
-    data = parse(line).get("data") if isinstance(line, bytes) and line.endswith(b"\n") else None
-    tweet = data.get("id") if isinstance(data, dict) else None
-    return tweet if isinstance(tweet, str) else ""
-
-
 def wait(rule: str, times: int) -> float:
     """Seconds until the next connect after so many failures of a kind in a row; spread, as clients are many."""
     first, longest = WAITS.get(rule, (0.0, 0.0))
@@ -131,15 +123,22 @@ def wait(rule: str, times: int) -> float:
     return min(first * growth, longest / 1.2) * random.uniform(1, 1.2)
 
 
-def obey(line: bytes | int, alive: bool) -> str:
-    """What kind of line is no tweet; raises Refused if X says with it that the connection ends."""
+def look(line: bytes | int, alive: bool) -> tuple[str, str]:
+    """The tweet's id, if the line is one, and what is wrong with it; neither where it is a keep-alive.
+
+    Raises Refused where X says with it that the connection ends.
+    """
     if isinstance(line, int):
-        return "a line over 1 MiB"
-    if not line.endswith(b"\n"):
-        return "a line that broke off"
+        return "", "a line over 1 MiB"
+    if not line.endswith(b"\n") or line in KEEP_ALIVES:
+        return "", "" if line in KEEP_ALIVES else "a line that broke off"
+    message = parse(line)
+    data = message.get("data")
+    if isinstance(data, dict) and isinstance(data.get("id"), str) and data["id"]:
+        return data["id"], ""
     if b'"connection_issue"' in line or b"operational-disconnect" in line:
         raise Refused(words(line), "" if alive and b'"connection_issue"' not in line else "http", 0.0)
-    return "a message without data.id" if parse(line) else "a line that is no JSON object"
+    return "", "a message without data.id" if message else "a line that is no JSON object"
 
 
 def refuse(response: requests.Response, minutes: int | None) -> NoReturn:
@@ -188,7 +187,7 @@ def innermost(error: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("--param", metavar="NAME=VALUE", type=PAIR, action="append", default=[], help="of X's API")
+    parser.add_argument("--param", metavar="NAME=VALUE", type=PAIR, action="append", help="a parameter of X's API")
     parser.add_argument("--backfill", action="store_true", help="after a gap ask for the minutes missed, 5 at most")
     options = parser.parse_args(argv)
     stop.endless = not options.n
@@ -204,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     headers = {"Authorization": f"Bearer {token}", "User-Agent": "twitter-stream.py/1.0", "Accept-Encoding": "gzip"}
 
     def get(minutes: int | None) -> requests.Response:
-        params = [*options.param, ("backfill_minutes", minutes)]  # None is left out
+        params = [*(options.param or []), ("backfill_minutes", minutes)]  # None is left out
         # No redirect is followed, as the token is for X alone; an auth, even an idle one, keeps ~/.netrc out
         how: dict[str, Any] = {"stream": True, "allow_redirects": False, "auth": lambda request: request}
         return requests.get(url, params=params, headers=headers, timeout=(ANSWER, SILENCE * second), **how)

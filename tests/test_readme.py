@@ -1,14 +1,16 @@
 """README.md says what is: its commands are run, its help texts compared."""
 
+import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from broker import Broker
-from x_api import XApi
+from x_api import Step, XApi
 
 import pytest
 from conftest import REPOSITORY, SOURCES, Scripts
@@ -39,6 +41,32 @@ def test_the_help_texts_are_the_real_ones(lone_scripts: Scripts) -> None:
         if script != "config.py"
     ]
     assert [text.rstrip() for text in blocks("text")] == [text.rstrip() for text in texts]
+
+
+def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
+    with XApi([Step(tweets=50), Step()], rate=50) as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token, "STREAM_TEST_SECOND": "0.05"}
+        running = scripts.start("twitter-stream", "-t", "tweets", env=env)
+        running.wait_for(lambda it: it.err.count(b"/s (1 reconnects") == 1)
+        done = running.end(signal.SIGTERM)
+    assert plain(done.stderr.decode()) == plain(*blocks("log"))
+
+
+def test_the_numbers_are_the_real_ones() -> None:
+    x, producer = importlib.import_module("twitter-stream"), importlib.import_module("producer")
+    waits = dict.fromkeys(["network", "http", "rate"], (0.0, 0.0)) | x.WAITS
+    text = " ".join(README.split())
+    for told in (
+        "{} s more each time, up to {} s, for the network".format(*waits["network"]),
+        "from {} s, doubling, up to {} s, for an HTTP error".format(*waits["http"]),
+        f"from {waits['rate'][0]} s, doubling, for a rate limit",
+        f"{x.SILENCE} s of silence",
+        f"more than {x.CONNECTS} times in {x.WINDOW // 60} minutes",
+        f"over {x.LINE_BYTES >> 20} MiB",
+        f"{producer.IN_FLIGHT:,} tweets or {producer.IN_FLIGHT_BYTES >> 20} MB",
+        "within an hour" if x.PATIENCE == 3600 else "?",
+    ):
+        assert told in text
 
 
 @pytest.fixture(scope="module")
@@ -86,5 +114,5 @@ def test_the_demo_prints_what_the_readme_says_and_leaves_nothing(tmp_path: Path)
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z]+)", README)) | set(re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test", "broker", "lint", "clean"} == named
+    assert {"demo", "test", "broker", "soak", "lint", "clean"} == named
     assert named <= targets

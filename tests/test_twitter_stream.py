@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from broker import Broker
+from broker import Broker, free_ports
 from x_api import Step, XApi
 
 import pytest
@@ -260,6 +260,19 @@ def test_the_waits_grow_as_x_asks(
     scripts: Scripts, topic: str, fault: Step, expected: list[float], second: float
 ) -> None:
     check_waits(waits([fault] * len(expected), scripts, topic, second), expected, second)
+
+
+def test_a_server_that_is_not_there(scripts: Scripts, topic: str) -> None:
+    [port] = free_ports(1)
+    settings = {"STREAM_URL": f"http://127.0.0.1:{port}/", "BEARER_TOKEN": "t0", "STREAM_TEST_SECOND": "1"}
+    running = scripts.start("twitter-stream", "-t", topic, env=settings)
+    running.wait_for(lambda it: it.err.count(b"\n") >= 4)
+    done = running.end(signal.SIGTERM)
+    assert done.returncode == 0
+    told = re.findall(r"(.*Connection refused.*); reconnecting in (\d\.\d) s\n", done.stderr.decode())
+    for number, (_, pause) in enumerate(told, 1):
+        assert 0.25 * number - 0.05 <= float(pause) <= 0.3 * number + 0.05
+    assert len(told) >= 4
 
 
 def test_the_waits_are_bounded_and_spread() -> None:

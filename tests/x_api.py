@@ -54,8 +54,11 @@ class Step:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     body: str = ""  # of an error; in a stream it is sent as it is, before the tweets
     tweets: int | None = None  # None: as many as are read
-    end: str = "finish"  # or cut (no last chunk), torn (within a chunk), tail (after half a line), reset, silence
+    end: str = (
+        "finish"  # or cut (no last chunk), torn (within a chunk), tail (after half a line), reset, silence, garbled
+    )
     missed: int = 0  # tweets that come up after it, before the next connection
+    again: int = 0  # of the newest tweets that are sent once more at the start
     gzip: bool = False
     chunk: int = 0  # bytes in a chunk of HTTP; 0: as they are sent
     batch: int = 1  # tweets sent at once
@@ -79,6 +82,7 @@ def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
 class XApi:
     """The server, for use in a `with`: its `url`, the lines `sent` whole, the `requests` as time, query, headers.
 
+    `flows` has the times at which the tweets of each connection began and ended, for those that had any.
     With a `certificate` (the file names of a chain and of its key) it speaks TLS.
     """
 
@@ -92,6 +96,7 @@ class XApi:
     ) -> None:
         self.script, self.token, self.rate = script, token, rate
         self.sent: list[bytes] = []
+        self.flows: list[list[float]] = []
         self.recent: deque[bytes] = deque(maxlen=1000)  # what backfill brings, sent before or missed
         self.requests: list[tuple[float, dict[str, str], dict[str, str]]] = []  # time, query, headers
         self.open = self.most_open = 0
@@ -178,17 +183,24 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def stream(self, step: Step, fields: list[str], backfill: bool) -> None:
-        again = list(self.api.recent) if backfill else []
+        recent = list(self.api.recent)
+        flow: list[float] = []
         self.send_head(step, "Transfer-Encoding", "chunked")
         self.packer = zlib.compressobj(wbits=31) if step.gzip else None
         self.step = step
         if step.body:
             self.send(step.body.encode())
-        self.send_tweets(again)
+        self.send_tweets(recent if backfill else recent[len(recent) - step.again :])
         for count in itertools.count(0, step.batch):
             if count == step.tweets or self.api.stopped.is_set():
                 break
             self.send_tweets(self.api.next_tweets(step.batch, fields))
+            now = time.monotonic()
+            if flow:
+                flow[1] = now
+            else:
+                flow += [now, now]
+                self.api.flows.append(flow)
             if count % 10 == 9:
                 self.send(KEEP_ALIVE)
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
@@ -227,6 +239,8 @@ class Handler(BaseHTTPRequestHandler):
             wait_acknowledged(self.connection)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())  # a close of the object would wait for its files
+        elif step.end == "garbled":  # no HTTP chunk
+            self.wfile.write(b"<html>\r\n")
         elif step.end == "silence":
             self.connection.settimeout(60)
             self.connection.recv(1)  # until the client goes
