@@ -16,6 +16,7 @@ KAFKA_BOOTSTRAP_SERVERS says, in .env or in the environment. Exit status: 0 all 
 import itertools
 import json
 import os
+import signal
 import stat
 import threading
 import time
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from config import COUNT, PAIR, SECONDS, Parser, client_settings, connect, explain, fail, reasons, stop, tell
+from config import COUNT, PAIR, SECONDS, Parser, Reasons, client_settings, connect, explain, fail, reasons, stop, tell
 
 from kafka import KafkaAdminClient, KafkaProducer, errors
 from kafka.admin import ConfigResource, ConfigResourceType
@@ -47,6 +48,11 @@ class Flight(deque[tuple[int, int, Any]]):
     bytes = read = read_bytes = failed = 0
     reason, broke = "", float("inf")  # of the first failure; time.monotonic() of the one that ends the run
 
+    def fail(self, event: str, error: Exception) -> str:
+        reason = f"{event}: {explain(error)}"
+        self.failed, self.reason = self.failed + 1, self.reason or reason
+        return reason
+
     def settle(self, unit: str, seconds: float) -> None:
         """Wait until the oldest event is acknowledged or has failed, and count it."""
         number, size, future = self.popleft()
@@ -54,27 +60,38 @@ class Flight(deque[tuple[int, int, Any]]):
         while not future.is_done and time.monotonic() < min(since + seconds, min(stop.at, self.broke) + ENDING):
             with suppress(errors.KafkaError):
                 future.get(0.25)
-        if not future.is_done or future.exception:
-            error = future.exception or errors.KafkaTimeoutError(reasons.last)
-            reason = f"{unit} {number} of {size} bytes: {explain(error)}"
-            self.failed, self.reason = self.failed + 1, self.reason or reason
-            if type(future) is Future and isinstance(error, errors.MessageSizeTooLargeError):  # it was not sent
-                tell(f"skipped {reason}")
-            else:
-                self.broke = min(self.broke, time.monotonic())
+        if not future.succeeded():
+            self.fail(f"{unit} {number} of {size} bytes", future.exception or errors.KafkaTimeoutError(reasons.last))
+            self.broke = min(self.broke, time.monotonic())
 
 
 def report(flight: Flight, done: threading.Event, unit: str, note: Any, total: int) -> None:
-    """Tell how far it is: each second on a terminal, each minute in a log, also while the source or Kafka waits."""
-    terminal, published, oldest = os.isatty(2), 0, None
-    period = 1.0 if terminal else 60 * SECOND
-    while not done.wait(period):
-        before, waiting = published, [each for each in list(flight) if not each[2].is_done]
-        published = flight.read - flight.failed - len(waiting)
-        percent = f", {100 * flight.read_bytes // total} %" if total else ""
+    """Tell how far it is: on a terminal each second, in a log each minute and as soon as Kafka keeps it waiting."""
+    terminal, told, published, oldest, stalled = os.isatty(2), time.monotonic(), 0, None, ""
+    while not done.wait(1.0 if terminal else 5 * SECOND):
+        now, before, waiting = time.monotonic(), stalled, [each for each in list(flight) if not each[2].succeeded()]
+        if os.name == "posix" and not stop.number and any(each[2].failed() for each in waiting):
+            os.kill(os.getpid(), signal.SIGTERM)  # an event has failed: end, even if the source brings nothing for long
         stalled = f", waiting for Kafka: {reasons.last}" if waiting and waiting[0] is oldest else ""
         oldest = waiting[0] if waiting else None
-        tell(f"{published} {unit}s, {(published - before) / period:.0f}/s{percent}{note()}{stalled}", live=terminal)
+        if terminal or now >= told + 60 * SECOND or (stalled and not before):
+            rate = (flight.read - flight.failed - len(waiting) - published) / (now - told)
+            told, published = now, flight.read - flight.failed - len(waiting)
+            percent = f", {100 * flight.read_bytes // total} %" if total else ""
+            tell(f"{published} {unit}s, {rate:.0f}/s{percent}{note()}{stalled}", live=terminal)
+        if not stalled:
+            reasons.last = Reasons.last
+
+
+def send(producer: KafkaProducer, topic: str, key: bytes | None, value: bytes | None, seconds: float) -> Any:
+    """Send an event; ask so many seconds for the topic's partitions, should Kafka know of none."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return producer.send(topic, value, key)
+        except errors.KafkaTimeoutError:
+            if stop.number or time.monotonic() > end:
+                raise
 
 
 def publish(
@@ -87,7 +104,7 @@ def publish(
     published once Kafka has acknowledged it.
     """
     ours = {"linger_ms": 5, "batch_size": min(BATCH_BYTES, limit), "delivery_timeout_ms": 1000 * patience}
-    options = client_settings(KafkaProducer, partitioner=StickyPartitioner(), max_block_ms=10_000, **ours)
+    options = client_settings(KafkaProducer, partitioner=StickyPartitioner(), max_block_ms=2000, **ours)
     options["max_request_size"] = min(options.get("max_request_size", EVENT_BYTES), limit)
     options.setdefault("request_timeout_ms", min(30_000, options["delivery_timeout_ms"] - options["linger_ms"]))
     producer = connect(KafkaProducer, options)
@@ -96,13 +113,18 @@ def publish(
     reporter = threading.Thread(target=report, args=(flight, done, unit, note, total), daemon=True)
     reporter.start()
     try:
+        with suppress(errors.KafkaError):  # now and not with the first event, as Kafka may be away by then
+            stop.interruptible(producer.partitions_for, topic)
         for key, value in events:
             size = value if isinstance(value, int) else len(key or b"") + len(value or b"")
             flight.read, flight.read_bytes = flight.read + 1, flight.read_bytes + size + 1
             try:
                 if isinstance(value, int):
                     raise errors.MessageSizeTooLargeError
-                future = producer.send(topic, value, key)
+                future = send(producer, topic, key, value, seconds)
+            except errors.MessageSizeTooLargeError as error:
+                tell(f"skipped {flight.fail(f'{unit} {flight.read} of {size} bytes', error)}")
+                continue
             except Exception as error:
                 future = Future().failure(error)
             flight.append((flight.read, size, future))

@@ -26,14 +26,14 @@ from config import PAIR, Parser, fail, secrets, settings, stop, tell
 from producer import BLOCK, SECOND, Event, create_topic, publish, read_blocks, split
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError
 
 X_URL = "https://api.x.com/2/tweets/sample/stream"
-LINE_BYTES, KEEP_ALIVES = 1 << 20, (b"\r\n", b"\n", b"\r")
+LINE_BYTES = 1 << 20
 # X's rules, in seconds: by what has failed the first wait and the longest
-WAITS = {"network": (0.25, 16), "http": (5, 320), "rate": (60, 960)}
+WAITS = {"offline": (0.25, 16), "network": (0.25, 16), "http": (5, 320), "rate": (60, 960)}
 ANSWER, SILENCE = 10, 22  # X sends a keep-alive every 20
-WINDOW, CONNECTS = 900, 50  # X allows so many connects in 15 minutes
+WINDOW, CONNECTS = 180, 10  # X allows 50 connects in 15 minutes; in shorter windows, lest they all go at once
 DAY = 86_400  # no limit of X lasts longer
 PATIENCE = 3600  # so long may Kafka be away; reading stops soon, and what was read waits
 SEEN = 100_000  # ids: for five minutes of six times the usual rate
@@ -51,59 +51,70 @@ class Refused(Exception):
     """X does not serve now: what it says, by which of the WAITS to come back, and not before which time.time()."""
 
 
+class Session(requests.Session):
+    """Follows no redirect: the token is for X alone, and requests would read a redirect's whole body first."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float, backfill: bool) -> Iterator[Event]:
     """X's tweets, as (id, line), over as many connections as it takes.
 
     `get` connects, and asks for so many minutes of backfill; `counts` takes the reconnects, the skipped lines,
-    the duplicates; `second` is how long a second of X's rules is. Ends only with an error that waiting does not
-    help against.
+    the duplicates; `second` is how long a second of X's rules is. Ends with an error that waiting does not help
+    against, or when Kafka has failed.
     """
     failures: Counter[str] = Counter()  # in a row, by what has failed
     ends: deque[float] = deque(maxlen=CONNECTS)  # of the last connections; X has seen their connects before
     seen: OrderedDict[str, None] = OrderedDict()  # ids, with backfill
     told: dict[str, float] = {}  # by kind of skipped line: when to tell the next
-    heard = 0.0  # when the newest line was read; where Kafka held us up, the newest before
+    heard = 0.0  # when we were last up to date, by the clock that runs on while a machine sleeps
     while True:
-        minutes = min(math.ceil((time.monotonic() - heard) / second / 60), 5) if backfill and heard else None
-        alive = False  # until this connection has brought something
+        minutes = min(max(math.ceil((time.time() - heard) / second / 60), 1), 5) if backfill and heard else None
+        behind = time.time() if minutes else 0.0  # since when we have been catching up
+        alive, last = False, math.inf  # whether this connection has brought something, and when it did so last
         troubles = [OSError("X ended the stream")]
         try:
             with stop.interruptible(get, minutes) as response:
                 if response.status_code != 200:
                     refuse(response, minutes)
                 for line in split(blocks(response, troubles), LINE_BYTES):
-                    now, (tweet, kind) = time.monotonic(), look(line, alive)
+                    now, (tweet, kind) = time.time(), look(line, alive)
                     if kind:
                         counts["skipped"] += 1
                         if now >= told.get(kind, 0):
                             told[kind] = now + 60 * second
                             tell(f"skipped {kind}" + (f": {words(line)}" if isinstance(line, bytes) else ""))
                         continue
-                    if not alive or now < heard + SILENCE * second:
-                        heard = now
+                    # Kafka may have held us up, and X may have given us up meanwhile
+                    behind, last = (now if now > last + SILENCE * second else behind), now
+                    heard = now if now >= behind + SILENCE * second else heard
                     alive = True
-                    failures.clear()
                     if tweet in seen:
                         counts["duplicates"] += 1
                     elif tweet and isinstance(line, bytes):
+                        failures.clear()
                         yield tweet.encode(errors="replace"), line[:-1].removesuffix(b"\r")
                         if backfill:
                             seen[tweet] = None
                             if len(seen) > SEEN:
                                 seen.popitem(last=False)
             raise troubles[-1]
-        except ValueError as error:  # requests', before it has connected
-            fail(f"STREAM_URL or --param: {error}", 2)
-        except (Refused, OSError, HTTPError) as error:  # requests' errors are OSErrors
-            trouble = error.args if isinstance(error, Refused) else (innermost(error), "" if alive else "network", 0.0)
-            reason, rule, until = trouble
-            backfill = backfill and rule != "backfill"
-            failures[rule] += 1
+        except Refused as error:
+            reason, rule, until = error.args
+        except (OSError, HTTPError, ValueError) as error:  # requests' and urllib3's
+            cause = innermost(error)
+            rule = "offline" if isinstance(cause, ConnectTimeoutError) else "" if alive else "network"
+            reason, until = str(cause).split("): ", 1)[-1].rstrip("."), 0.0
+        backfill = backfill and rule != "backfill"
+        failures[rule] += 1
+        seconds = max(wait(rule, failures[rule]) * second, until - time.time())
+        if rule != "offline":
             ends.append(time.monotonic())
-            seconds = max(wait(rule, failures[rule]) * second, until - time.time())
-            if len(ends) == CONNECTS:
-                seconds = max(seconds, ends[0] - ends[-1] + WINDOW * second)
-            tell(f"{reason}; reconnecting in {seconds:.1f} s")
+        if len(ends) == CONNECTS:
+            seconds = max(seconds, ends[0] + WINDOW * second - time.monotonic())
+        tell(f"{reason}; reconnecting in {seconds:.1f} s")
         stop.interruptible(time.sleep, seconds)
         counts["reconnects"] += 1
 
@@ -119,7 +130,7 @@ def blocks(response: requests.Response, troubles: list[Any]) -> Iterator[bytes]:
 def wait(rule: str, times: int) -> float:
     """Seconds until the next connect after so many failures of a kind in a row; spread, as clients are many."""
     first, longest = WAITS.get(rule, (0.0, 0.0))
-    growth = times if rule == "network" else 2 ** min(times - 1, 20)
+    growth = times if rule in ("offline", "network") else 2 ** min(times - 1, 20)
     return min(first * growth, longest / 1.2) * random.uniform(1, 1.2)
 
 
@@ -128,16 +139,17 @@ def look(line: bytes | int, alive: bool) -> tuple[str, str]:
 
     Raises Refused where X says with it that the connection ends.
     """
-    if isinstance(line, int):
-        return "", "a line over 1 MiB"
-    if not line.endswith(b"\n") or line in KEEP_ALIVES:
-        return "", "" if line in KEEP_ALIVES else "a line that broke off"
+    if line in (b"\r\n", b"\n", b"\r"):
+        return "", ""
+    if isinstance(line, int) or not line.endswith(b"\n"):
+        return "", "a line over 1 MiB" if isinstance(line, int) else "a line that broke off"
     message = parse(line)
     data = message.get("data")
     if isinstance(data, dict) and isinstance(data.get("id"), str) and data["id"]:
         return data["id"], ""
-    if b'"connection_issue"' in line or b"operational-disconnect" in line:
-        raise Refused(words(line), "" if alive and b'"connection_issue"' not in line else "http", 0.0)
+    for problem in problems(message):
+        if "connection_issue" in problem or "operational-disconnect" in f"{problem.get('title')} {problem.get('type')}":
+            raise Refused(words(line), "" if alive and "connection_issue" not in problem else "http", 0.0)
     return "", "a message without data.id" if message else "a line that is no JSON object"
 
 
@@ -154,7 +166,7 @@ def refuse(response: requests.Response, minutes: int | None) -> NoReturn:
     if status in REFUSALS and (status != 429 or "UsageCapExceeded" in text):
         fail(f"X refuses: {text}; {REFUSALS[status]}", 2 if status == 400 else 1)
     reset = response.headers.get("x-rate-limit-reset", "")
-    until = float(reset) if status == 429 and re.fullmatch("[0-9]{1,10}", reset) else 0.0
+    until = float(reset) + random.uniform(0, 5) if status == 429 and re.fullmatch("[0-9]{1,10}", reset) else 0.0
     raise Refused(text, "rate" if status == 429 else "http", until if until < time.time() + DAY else 0.0)
 
 
@@ -167,22 +179,23 @@ def parse(text: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def problems(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The message itself, and the errors in it."""
+    inner = message.get("errors")
+    return [message, *(each for each in (inner if isinstance(inner, list) else []) if isinstance(each, dict))]
+
+
 def words(body: bytes) -> str:
     """X's own words in a problem: title, detail, messages; else the text of the page."""
-    problem = parse(body)
-    inner = problem.get("errors")
-    problems = [problem, *(each for each in inner if isinstance(each, dict))] if isinstance(inner, list) else [problem]
-    said = ": ".join(str(each[name]) for each in problems for name in ("title", "detail", "message") if each.get(name))
-    text = said or re.sub(r"<[^>]*>", " ", body.decode(errors="replace"))
+    parts = (each.get(name) for each in problems(parse(body)) for name in ("title", "detail", "message"))
+    text = ": ".join(str(part) for part in parts if part) or re.sub(r"<[^>]*>", " ", body.decode(errors="replace"))
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
-def innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> BaseException:
     """What is at the bottom of an error that requests and urllib3 have wrapped."""
-    inner = getattr(error, "reason", None) or next(iter(error.args), None)
-    if isinstance(inner, BaseException):
-        return innermost(inner)
-    return str(inner if inner and not isinstance(error, OSError) else error).split("): ", 1)[-1]
+    wrapped = (getattr(error, "reason", None), *error.args)
+    return next((innermost(each) for each in wrapped if isinstance(each, BaseException)), error)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -201,19 +214,23 @@ def main(argv: list[str] | None = None) -> int:
     secrets.add(token)
     second = SECOND if loopback else 1.0
     headers = {"Authorization": f"Bearer {token}", "User-Agent": "twitter-stream.py/1.0", "Accept-Encoding": "gzip"}
+    # An auth, even an idle one, keeps ~/.netrc out; what is not encrypted goes through no proxy; None is left out
+    how: dict[str, Any] = {"headers": headers, "auth": lambda request: request, "proxies": {"http": ""}, "stream": True}
 
     def get(minutes: int | None) -> requests.Response:
-        params = [*(options.param or []), ("backfill_minutes", minutes)]  # None is left out
-        # No redirect is followed, as the token is for X alone; an auth, even an idle one, keeps ~/.netrc out
-        how: dict[str, Any] = {"stream": True, "allow_redirects": False, "auth": lambda request: request}
-        return requests.get(url, params=params, headers=headers, timeout=(ANSWER, SILENCE * second), **how)
+        params = [*(options.param or []), ("backfill_minutes", minutes)]
+        return Session().get(url, params=params, timeout=(ANSWER, max(SILENCE * second, 2)), **how)
 
+    try:
+        requests.Request("GET", url, params=options.param).prepare()
+    except ValueError as error:
+        fail(f"STREAM_URL or --param: {error}", 2)
     limit = create_topic(options.topic, -1, {})
     counts = Counter(reconnects=0, skipped=0)
     tweets = itertools.islice(stream(get, counts, second, options.backfill), options.n)
 
     def note() -> str:
-        return " (" + ", ".join(f"{count} {what}" for what, count in counts.items()) + ")"
+        return " (" + ", ".join(f"{count} {what}" for what, count in list(counts.items())) + ")"
 
     return publish(tweets, options.topic, limit, "tweet", note, patience=PATIENCE)
 

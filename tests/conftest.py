@@ -1,5 +1,6 @@
 """What the tests share: a real Kafka, a topic for each test, and the scripts run as processes."""
 
+import functools
 import itertools
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -82,6 +84,14 @@ class Running:
                 self.process.stdin.close()
         for reader in self._readers:
             reader.join(10)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    """Poll, for what nobody tells: a stand-in's or Kafka's state."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 class Scripts:
@@ -181,22 +191,21 @@ def producer(kafka: Broker) -> Iterator[KafkaProducer]:
     client.close()
 
 
+def read_topic(address: str, topic: str) -> list[Any]:
+    """Its records, partition by partition, read with kafka-python alone."""
+    consumer = KafkaConsumer(bootstrap_servers=address, auto_offset_reset="earliest", enable_auto_commit=False)
+    partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
+    consumer.assign(partitions)
+    ends = consumer.end_offsets(partitions)
+    found: list[Any] = []
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        for batch in consumer.poll(1000, max_records=5000).values():
+            found += batch
+    consumer.close()
+    return sorted(found, key=lambda record: (record.partition, record.offset))
+
+
 @pytest.fixture
 def read(kafka: Broker) -> Callable[[str], list[Any]]:
-    """read(topic): its records, partition by partition, read with kafka-python alone."""
-
-    def records(topic: str) -> list[Any]:
-        consumer = KafkaConsumer(
-            bootstrap_servers=kafka.address, auto_offset_reset="earliest", enable_auto_commit=False
-        )
-        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
-        consumer.assign(partitions)
-        ends = consumer.end_offsets(partitions)
-        found: list[Any] = []
-        while any(consumer.position(partition) < end for partition, end in ends.items()):
-            for batch in consumer.poll(1000, max_records=5000).values():
-                found += batch
-        consumer.close()
-        return sorted(found, key=lambda record: (record.partition, record.offset))
-
-    return records
+    """read(topic): its records."""
+    return functools.partial(read_topic, kafka.address)

@@ -61,7 +61,7 @@ def test_the_numbers_are_the_real_ones() -> None:
         "from {} s, doubling, up to {} s, for an HTTP error".format(*waits["http"]),
         f"from {waits['rate'][0]} s, doubling, for a rate limit",
         f"{x.SILENCE} s of silence",
-        f"more than {x.CONNECTS} times in {x.WINDOW // 60} minutes",
+        f"more than {x.CONNECTS} times in {x.WINDOW // 60} minutes, so {x.CONNECTS * 5} in {x.WINDOW * 5 // 60}",
         f"over {x.LINE_BYTES >> 20} MiB",
         f"{producer.IN_FLIGHT:,} tweets or {producer.IN_FLIGHT_BYTES >> 20} MB",
         "within an hour" if x.PATIENCE == 3600 else "?",

@@ -22,7 +22,7 @@ from x_api import Step, XApi
 
 import pytest
 import trustme
-from conftest import Result, Running, Scripts
+from conftest import Result, Running, Scripts, wait_until
 
 SECOND = 0.1  # of the waiting times, where they do not matter
 Read = Callable[[str], list[Any]]
@@ -85,9 +85,9 @@ def test_parameters_and_headers(scripts: Scripts, topic: str, read: Read) -> Non
         (Step(tweets=10, end="torn", gzip=True), ".*IncompleteRead.*", 1, SECOND),
         (Step(tweets=10, end="tail"), "X ended the stream", 1, SECOND),
         (Step(tweets=10, end="reset"), ".*Connection reset by peer.*", 0, SECOND),
-        (Step(tweets=10, end="silence"), "Read timed out.", 0, SECOND),
-        (Step(tweets=0, end="silence"), "Read timed out.", 0, SECOND),
-        (Step(tweets=1, headers={"Content-Encoding": "gzip"}), ".*failed to decode it.*", 0, SECOND),
+        (Step(tweets=10, end="silence"), "Read timed out", 0, SECOND),
+        (Step(tweets=0, end="silence"), "Read timed out", 0, SECOND),
+        (Step(tweets=1, headers={"Content-Encoding": "gzip"}), ".*while decompressing data.*", 0, SECOND),
         (Step(status=503, body="<html><h1>Over\ncapacity</h1></html>"), "503 Over capacity", 0, SECOND),
         (Step(status=500), "500 Internal Server Error", 0, SECOND),
         (Step(status=429, body='{"title":"Slow","detail":"down"}'), "429 Slow: down", 0, 0.02),
@@ -230,10 +230,10 @@ def test_disconnect_messages_are_obeyed(scripts: Scripts, topic: str, read: Read
     assert wait * SECOND <= second - first < (1.2 * wait + 5) * SECOND
 
 
-def waits(script: list[Step], scripts: Scripts, topic: str, second: float) -> list[float]:
-    """The pauses between the connects that the script leads to, in seconds of the rules."""
+def waits(script: list[Step], scripts: Scripts, topic: str, second: float, tweets: int = 0) -> list[float]:
+    """The pauses between the connects that the script leads to, in seconds of the rules; it has so many tweets."""
     with XApi([*script, Step()]) as api:
-        scripts.run("twitter-stream", "-t", topic, "-n", 1, env=env(api, second))
+        scripts.run("twitter-stream", "-t", topic, "-n", tweets + 1, env=env(api, second))
     times = [moment for moment, _, _ in api.requests]
     assert len(times) == len(script) + 1
     return [(after - before) / second for before, after in itertools.pairwise(times)]
@@ -242,7 +242,7 @@ def waits(script: list[Step], scripts: Scripts, topic: str, second: float) -> li
 def check_waits(found: list[float], expected: list[float], second: float) -> None:
     """Each wait as long as expected, or up to a fifth longer, and what a connect takes on a busy machine."""
     for each, wait in zip(found, expected, strict=True):
-        assert wait <= each <= 1.2 * wait + 0.4 / second, found
+        assert wait <= each <= 1.2 * wait + 1 / second, found
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ def test_the_waits_are_bounded_and_spread() -> None:
 
 
 def test_faults_of_another_kind_do_not_add_up_and_data_starts_all_over(scripts: Scripts, topic: str) -> None:
-    down, idle, alive = Step(status=503), Step(tweets=0), Step(body="\r\n", tweets=0)
-    found = waits([down, idle, down, idle, alive, down], scripts, topic, 0.1)
+    down, idle, alive = Step(status=503), Step(tweets=0), Step(tweets=1)
+    found = waits([down, idle, down, idle, alive, down], scripts, topic, 0.1, tweets=1)
     check_waits(found, [5, 0.25, 10, 0.5, 0, 5], 0.1)
 
 
@@ -312,14 +312,15 @@ ENDS_AT_ONCE = Step(body="\r\n", tweets=0)
     ids=["keep-alive", "a tweet", "nothing", "alternating"],
 )
 def test_no_more_than_50_connects_in_15_minutes(scripts: Scripts, topic: str, faults: list[Step]) -> None:
+    """They are spread: no more than 10 in 3 minutes."""
     script = (faults * 60)[:60]
     with XApi([*script, Step(tweets=500)]) as api:
         done = scripts.run("twitter-stream", "-t", topic, "-n", 200, env=env(api, 0.005))
     assert done.returncode == 0
     times = [moment for moment, _, _ in api.requests]
-    assert len(times) > 51
-    windows = [(times[end] - times[start]) / 0.005 for start, end in enumerate(range(50, len(times)))]
-    assert all(window >= 900 for window in windows), windows
+    for count, seconds in ((10, 180), (50, 900)):
+        windows = [(times[end] - times[start]) / 0.005 for start, end in enumerate(range(count, len(times)))]
+        assert min(windows) >= seconds
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,8 @@ def test_where_x_refuses_backfill_it_goes_on_without_and_tells_once(scripts: Scr
 
 def test_not_before_the_rate_limit_is_reset(scripts: Scripts, topic: str) -> None:
     reset = int(time.time()) + 4
-    _, api = follow(scripts, topic, 1, [Step(status=429, headers={"x-rate-limit-reset": str(reset)}), Step()])
+    fault = Step(status=429, headers={"x-rate-limit-reset": str(reset)})
+    _, api = follow(scripts, topic, 1, [fault, Step()], second=0.02)
     assert time.time() >= reset
     assert len(api.requests) == 2
 
@@ -412,14 +414,6 @@ def test_netrc_does_not_replace_the_token(scripts: Scripts, topic: str, tmp_path
     assert done.returncode == 0
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
-    """Poll, as the stand-in and Kafka tell nobody of what they do."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def wait_full(api: XApi) -> None:
     """Wait until the stand-in cannot send any more, as nobody reads."""
     sizes = [-1]
@@ -434,13 +428,19 @@ def wait_full(api: XApi) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "step",
-    [Step(tweets=5, end="silence"), Step(status=503), Step(status=503, body="drips" * 50, chunk=1, pause=0.2), Step()],
-    ids=["read", "wait", "refusal", "flow"],
+    [
+        Step(tweets=5, end="silence"),
+        Step(status=503),
+        Step(status=503, body="drips" * 50, chunk=1, pause=0.2),
+        Step(delay=20),
+        Step(),
+    ],
+    ids=["read", "wait", "refusal", "answer", "flow"],
 )
 def test_a_signal_ends_it_at_once(scripts: Scripts, topic: str, read: Read, number: int, step: Step) -> None:
     with XApi([step], rate=100) as api:
         running = scripts.start("twitter-stream", "-t", topic, env=env(api, 1))
-        if step.pause:
+        if step.pause or step.delay:
             wait_until(lambda: api.requests)
         elif step.status == 503:
             running.wait_for(lambda it: b"reconnecting" in it.err)
@@ -453,7 +453,7 @@ def test_a_signal_ends_it_at_once(scripts: Scripts, topic: str, read: Read, numb
     assert done.returncode == 0
     published = len(read(topic))
     assert summary(done).startswith(f"published {published} tweets to {topic}")
-    assert published >= (0 if step.status == 503 else 5)
+    assert published >= (0 if step.status == 503 or step.delay else 5)
 
 
 def test_an_outage_of_kafka_loses_nothing_that_was_read(
@@ -507,18 +507,16 @@ def test_a_log_gets_a_line_a_minute(scripts: Scripts, topic: str) -> None:
         running = scripts.start("twitter-stream", "-t", topic, env=env(api, 0.05))
         running.wait_for(lambda it: it.err.count(b"/s (2 reconnects") >= 2)
         done = running.end(signal.SIGTERM)
-    lines = done.stderr.decode().splitlines()
-    patterns = [
-        r"Read timed out.; reconnecting in 0.0 s",
-        r"503 Service Unavailable; reconnecting in 0.[23] s",
-        *[r"\d+ tweets, \d+/s \(2 reconnects, 0 skipped\)"] * 2,
-        rf"published \d+ tweets to {topic} \(2 reconnects, 0 skipped\)",
-    ]
-    found = [line.removeprefix("twitter-stream.py: ") for line in lines]
-    assert [bool(re.fullmatch(*pair)) for pair in zip(patterns, found, strict=True)] == [True] * 5, found
-    tweets, rate = map(int, re.findall(r"\d+", found[3])[:2])
-    assert tweets > rate
-    assert 20 <= rate <= 100
+    told = [line.removeprefix("twitter-stream.py: ") for line in done.stderr.decode().splitlines()]
+    reconnects = [line for line in told if "reconnecting" in line]
+    assert re.fullmatch(r"Read timed out; reconnecting in 0.0 s", reconnects[0])
+    assert re.fullmatch(r"503 Service Unavailable; reconnecting in 0.[23] s", reconnects[1])
+    minutes = [re.fullmatch(r"(\d+) tweets, (\d+)/s \(\d reconnects, 0 skipped\)", line) for line in told]
+    first, second, *_ = [[int(each) for each in found.groups()] for found in minutes if found and "(2 re" in found[0]]
+    assert first[0] < second[0]
+    assert 10 <= second[1] <= 100, "of the newest minute, not of the whole run"
+    assert re.fullmatch(rf"published \d+ tweets to {topic} \(2 reconnects, 0 skipped\)", told[-1])
+    assert len(told) == 3 + len([each for each in minutes if each])
 
 
 def test_a_terminal_gets_a_live_line(scripts: Scripts, topic: str) -> None:
@@ -543,7 +541,7 @@ def test_the_token_is_never_shown(scripts: Scripts, topic: str) -> None:
     )
     with XApi(script) as api:
         path = str(scripts.folder / "twitter-stream.py")
-        options: dict[str, Any] = {"env": env(api)}
+        options: dict[str, Any] = {"env": env(api), "cwd": scripts.folder}
         command = scripts.call("twitter-stream", ("-t", topic), options)
         assert command[1] == path
         running = Running([command[0], "-c", start, *command[1:]], options)

@@ -63,6 +63,7 @@ class Step:
     chunk: int = 0  # bytes in a chunk of HTTP; 0: as they are sent
     batch: int = 1  # tweets sent at once
     pause: float = 0  # seconds after each chunk
+    delay: float = 0  # seconds before the answer
 
 
 def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
@@ -143,6 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         step = self.api.next_step(query, dict(self.headers))
         if self.headers["Authorization"] != f"Bearer {self.api.token}":
             step = Step(status=401, body=json.dumps(NOT_AUTHORIZED))
+        self.api.stopped.wait(step.delay)
         if step.status != 200:
             self.answer(step)
             return

@@ -1,0 +1,181 @@
+"""Brokers and group members that are killed: nothing is lost, and nothing but what is told comes twice."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from broker import Broker, Cluster
+from x_api import Step, XApi
+
+import pytest
+from conftest import Scripts, read_topic, wait_until
+from kafka import KafkaAdminClient
+
+Read = Callable[[str], list[Any]]
+
+
+def numbers(path: Path, count: int) -> Path:
+    path.write_text("".join(f"{number:09d}\n" for number in range(count)))
+    return path
+
+
+def test_a_broker_that_is_killed_and_comes_back(
+    scripts: Scripts, topic: str, read: Read, mortal: Broker, tmp_path: Path
+) -> None:
+    path = numbers(tmp_path / "numbers", 300_000)
+    producer = scripts.start("producer", "-t", topic, path)
+    watcher = scripts.start("consumer", "-t", topic, "-n", 30_000)
+    assert watcher.end().returncode == 0
+    mortal.kill()
+    time.sleep(5)  # the outage itself
+    assert producer.process.poll() is None
+    mortal.start()
+    done = producer.end(seconds=60)
+    assert done.returncode == 0
+    assert done.stderr.decode().endswith(f"producer.py: published 300000 events to {topic}\n")
+    assert b"".join(record.value + b"\n" for record in read(topic)) == path.read_bytes()
+
+
+def test_a_broker_that_stays_away_beyond_the_delivery_timeout(
+    scripts: Scripts, topic: str, read: Read, mortal: Broker, tmp_path: Path
+) -> None:
+    path = numbers(tmp_path / "numbers", 300_000)
+    producer = scripts.start("producer", "-t", topic, path, env={"KAFKA_DELIVERY_TIMEOUT_MS": "5000"})
+    watcher = scripts.start("consumer", "-t", topic, "-n", 30_000)
+    assert watcher.end().returncode == 0
+    mortal.kill()
+    began = time.monotonic()
+    done = producer.end(seconds=40)
+    assert time.monotonic() - began < 5 + 15
+    assert done.returncode == 1
+    told = done.stderr.decode().splitlines()
+    counted = re.fullmatch(
+        r"producer.py: published (\d+) events to \S+, (\d+) failed: event \d+ of 9 bytes: .*", told[-1]
+    )
+    assert counted, told
+    published, failed = map(int, counted.groups())
+    assert 0 < failed <= 16_001
+    mortal.start()
+    values = [int(record.value) for record in read(topic)]
+    assert values[:published] == list(range(published))
+    assert len(values) <= published + failed
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(three: Cluster) -> Iterator[Cluster]:
+    """Three brokers; those that a test has killed run again at its end."""
+    yield three
+    for broker in three.brokers:
+        if broker.server not in broker.programs:
+            broker.start()
+
+
+@pytest.fixture
+def cluster_scripts(cluster: Cluster, tmp_path: Path) -> Scripts:
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    return Scripts(folder, {"KAFKA_BOOTSTRAP_SERVERS": cluster.address})
+
+
+def values(cluster: Cluster, topic: str) -> list[bytes]:
+    return [record.value for record in read_topic(cluster.address, topic)]
+
+
+def test_a_leader_is_killed_while_all_three_scripts_run(
+    cluster_scripts: Scripts, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Each broker leads a partition of the topic `events`, so whichever is killed is the leader of one."""
+    path = numbers(tmp_path / "numbers", 100_000)
+    with XApi([Step(batch=10)], rate=100) as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+        stream = cluster_scripts.start("twitter-stream", "-t", "tweets", env=env)
+        producer = cluster_scripts.start("producer", "-t", "events", "--partitions", 3, path)
+        group = [cluster_scripts.start("consumer", "-t", "events", "-g", "readers") for _ in range(2)]
+        wait_until(lambda: sum(each.out.count(b"\n") for each in group) > 10_000)
+        admin = KafkaAdminClient(bootstrap_servers=cluster.address)
+        leader = admin.describe_topics(["tweets"])[0]["partitions"][0]["leader_id"]
+        admin.close()
+        assert producer.process.poll() is None
+        sent = len(api.sent)
+        cluster.brokers[leader - 1].kill()
+        done = producer.end(seconds=60)
+        assert (done.returncode, done.stderr.decode()) == (0, "producer.py: published 100000 events to events\n")
+        wait_until(lambda: len(set(b"".join(bytes(each.out) for each in group).split())) == 100_000)
+        wait_until(lambda: len(api.sent) > sent + 2000)
+        told = stream.end(signal.SIGTERM)
+    found = values(cluster, "events")
+    assert len(found) == 100_000
+    assert b"".join(sorted(line + b"\n" for line in found)) == path.read_bytes()
+    tweets = values(cluster, "tweets")
+    assert told.returncode == 0
+    assert told.stderr.decode().endswith(f"published {len(tweets)} tweets to tweets (0 reconnects, 0 skipped)\n")
+    assert tweets == api.sent[: len(tweets)]
+    assert len(tweets) > sent
+
+
+def test_two_of_three_brokers_are_away(cluster_scripts: Scripts, cluster: Cluster) -> None:
+    watcher = cluster_scripts.start("consumer", "-t", "few")
+    env = {"STREAM_TEST_SECOND": "0.2"}
+    producer = cluster_scripts.start("producer", "-t", "few", stdin=subprocess.PIPE, env=env)
+    producer.send(b"before\n")
+    watcher.wait_for(lambda it: it.out == b"before\n")
+    for broker in cluster.brokers[:2]:
+        broker.kill()
+    producer.send(b"while\n")
+    producer.wait_for(lambda it: b"waiting for Kafka: " in it.err)
+    cluster.brokers[0].start()
+    watcher.wait_for(lambda it: it.out == b"before\nwhile\n", seconds=60)
+    assert producer.process.stdin
+    producer.process.stdin.close()
+    done = producer.end()
+    assert done.returncode == 0
+    assert re.search(r"1 events, 0/s, waiting for Kafka: \S.*\n", done.stderr.decode())
+    assert done.stderr.decode().endswith("producer.py: published 2 events to few\n")
+
+
+def printed(output: bytes) -> list[tuple[int, int]]:
+    """Partition and offset of each whole line of JSON."""
+    events = [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
+    return [(event["partition"], event["offset"]) for event in events]
+
+
+def test_a_group_member_is_killed_and_another_takes_over(
+    scripts: Scripts, topic: str, read: Read, admin: KafkaAdminClient, tmp_path: Path
+) -> None:
+    """At 20 random moments. What was committed had been printed, and the other goes on right there."""
+    path = numbers(tmp_path / "numbers", 20_000)
+    assert scripts.run("producer", "-t", topic, "--partitions", 2, path).returncode == 0
+    every = [(record.partition, record.offset) for record in read(topic)]
+    env = {"KAFKA_SESSION_TIMEOUT_MS": "1000", "KAFKA_HEARTBEAT_INTERVAL_MS": "300"}
+    chance = random.Random(3)
+    moments = [chance.randrange(20_000) for _ in range(20)]
+
+    def one_round(moment: int) -> None:
+        group = f"{topic}-{moment}"
+        arguments = ("consumer", "-t", topic, "-g", group, "--json")
+        member = scripts.start(*arguments, env=env)
+        member.wait_for(lambda it: it.out.count(b"\n") > moment)
+        first = printed(member.end(signal.SIGKILL).stdout)
+        committed = {
+            each.partition: offset.offset for each, offset in admin.list_group_offsets({group: None})[group].items()
+        }
+        second = printed(scripts.run(*arguments, "-e", env=env).stdout)
+        assert len(set(first)) == len(first) > moment
+        assert {each for each in every if each[1] < committed.get(each[0], 0)} <= set(first)
+        assert sorted(second) == [each for each in every if each[1] >= committed.get(each[0], 0)]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one_round, moments))
