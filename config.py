@@ -6,10 +6,12 @@ STREAM_URL, and KAFKA_<NAME> for the setting <name> of kafka-python's clients.
 
 import argparse
 import difflib
+import functools
 import logging
 import os
 import re
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -69,8 +71,8 @@ CHOICES = {"true": True, "false": False, **{p.lower(): p for p in ("PLAINTEXT", 
 # What the client says: what it means, what to do
 CAUSES = {
     "ECONNREFUSED|10061|DNS|no answer": "is Kafka running there, is KAFKA_BOOTSTRAP_SERVERS right?",
-    "Handshake|SSL": "no TLS connection, check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*",
-    "Sasl|uthentication|socket disconnected": "check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*",
+    "Handshake|SSL|frame length": "no TLS connection, check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*",
+    "Sasl|uthentication|socket disconnected|NoneType": "check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*",
     "AuthorizationFailed": "no right to do this, the user needs an ACL",
     "Expiring|RequestTimedOut": "Kafka took longer than KAFKA_DELIVERY_TIMEOUT_MS",
     "SizeTooLarge|ListTooLarge": "more than KAFKA_MAX_REQUEST_SIZE or the topic's max.message.bytes",
@@ -104,14 +106,17 @@ class Reasons(logging.Handler):
     """The newest reason for trouble: only kafka-python's log says why a broker cannot be reached."""
 
     last = "no answer"
-    pattern = re.compile(r"DNS lookup.*|could not parse.*|(?:n to .* failed|lost|left\)): (?!.*DNS)(.*?)( \(backoff|$)")
+    pattern = re.compile(r"DNS lookup.*|could not parse.*|(?:n to .*? failed|lost|left\)): (?!.*DNS)(.*?)( \(back|$)")
 
     def emit(self, record: logging.LogRecord) -> None:
-        if found := self.pattern.search(record.getMessage()):
+        found = self.pattern.search(record.getMessage())
+        # A refused login is often read as a mere end of the connection, but not each time
+        if found and not ("Sasl" in self.last and "disconnected" in found[0]):
             self.last = found[1] or found[0]
 
 
 logging.basicConfig(handlers=[reasons := Reasons()])  # warnings and errors
+logging.getLogger("kafka").setLevel(logging.WARNING)  # it writes passwords to its debug log
 sys.excepthook = lambda _kind, error, _traceback: tell(explain(error))
 sys.unraisablehook = lambda _unraisable: None  # KafkaProducer.__del__ raises after a delivery has failed
 
@@ -146,6 +151,7 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}; see --help", 2)
 
 
+@functools.cache
 def settings() -> dict[str, str]:
     """What .env and the environment set, by name; nothing else may stand in .env."""
     known = {"BEARER_TOKEN", "STREAM_URL", *NAMES}
@@ -159,7 +165,22 @@ def settings() -> dict[str, str]:
         near = difflib.get_close_matches(name.upper(), known, 1, 0)[0]
         what = name if found[name] else "a line"  # without a = it may be the rest of a secret
         fail(f"{what} in {ENV_FILE} is no setting of these scripts, do you mean {near}?", 2)
+    held = any(found[name] for name in found if re.search("TOKEN|PASSWORD", name))
+    if held and os.name == "posix" and os.stat(ENV_FILE).st_mode & 0o004:
+        tell(f"every user of this machine can read the secrets in {ENV_FILE}: chmod 600 {ENV_FILE}")
     return {name: value for name, value in [*found.items(), *os.environ.items()] if value}
+
+
+def check_tls(get: Callable[..., Any]) -> None:
+    """End where a file for TLS cannot be used: the client would only try again, or ask for the key's password."""
+    names = "KAFKA_SSL_CAFILE"
+    try:
+        context = ssl.create_default_context(cafile=get("ssl_cafile"))
+        names = "KAFKA_SSL_CERTFILE, KAFKA_SSL_KEYFILE or KAFKA_SSL_PASSWORD"
+        if get("ssl_certfile"):
+            context.load_cert_chain(get("ssl_certfile"), get("ssl_keyfile"), get("ssl_password", ""))
+    except OSError as error:
+        fail(f"cannot use {names}: {error}", 2)
 
 
 def client_settings(client: Any, **ours: Any) -> dict[str, Any]:
@@ -173,6 +194,8 @@ def client_settings(client: Any, **ours: Any) -> dict[str, Any]:
                 options[name] = CHOICES[text.lower()] if kind is bool or "protocol" in name else kind(text)
         except (KeyError, ValueError):  # not shown: it may be a secret in the wrong place
             fail(f"{variable} is to be of type {kind.__name__}, see .env.example", 2)
+    if "SSL" in options.get("security_protocol", ""):
+        check_tls(options.get)
     return options
 
 

@@ -151,6 +151,8 @@ def create_topic(topic: str, n: int, configs: dict[str, str]) -> int:
     """Create the topic, with `n` partitions, unless it is there; return how many bytes a batch may have."""
     with connect(KafkaAdminClient, client_settings(KafkaAdminClient)) as admin:
         made = admin.create_topics({topic: {"num_partitions": n, "configs": configs}}, raise_errors=False)["topics"][0]
+        if made["error_code"] in (29, 31) and admin.describe_topics([topic])[0]["error_code"] == 3:
+            fail(f"cannot create topic {topic}: {explain(errors.for_code(made['error_code'])())}")
         asked = [ConfigResource(ConfigResourceType.TOPIC, topic, ["max.message.bytes"])]
         found = made.get("configs") or admin.describe_configs(asked, config_filter="all")["topic"][topic]
     if made["error_code"] not in (0, 29, 31, 36):  # created, no right to create topics at all, exists
