@@ -13,6 +13,9 @@ broker: .venv/ready ## a real Kafka on localhost:9092 until Ctrl-C; ARGS=--zooke
 test: lint ## everything that must hold
 	$(BIN)/python -m pytest
 
+stress: .venv/ready ## brokers and group members killed under load, and a secured Kafka
+	$(BIN)/python -m pytest -m stress -n 1
+
 soak: .venv/ready ## twitter-stream.py under faults: each kind once, then a day of a million tweets; ARGS=--help
 	@$(BIN)/python tests/soak.py $(ARGS)
 
@@ -30,4 +33,4 @@ clean: ## remove what the other targets have made here
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo broker test soak lint clean
+.PHONY: help demo broker test stress soak lint clean

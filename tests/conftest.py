@@ -50,8 +50,8 @@ class Running:
                     self._changed.notify_all()
 
     def memory(self) -> int:
-        """The resident set of the process, in MB (Linux)."""
-        [size] = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        """The most that the process has had in memory so far, in MB (Linux)."""
+        [size] = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         return int(size) // 1024
 
     def wait_for(self, condition: Callable[["Running"], Any], seconds: float = 30) -> None:

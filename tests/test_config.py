@@ -229,9 +229,9 @@ def test_the_sources_are_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
                 code -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-        assert len(code) <= 165, name
+        assert len(code) < 170, name
         total += len(code)
-    assert total < 450
+    assert total < 575
 
 
 def test_the_producer_and_the_consumer_do_not_need_requests(lone_scripts: Scripts) -> None:

@@ -19,6 +19,7 @@ from conftest import Scripts, read_topic, wait_until
 from kafka import KafkaAdminClient
 
 Read = Callable[[str], list[Any]]
+pytestmark = pytest.mark.stress
 
 
 def numbers(path: Path, count: int) -> Path:

@@ -114,5 +114,5 @@ def test_the_demo_prints_what_the_readme_says_and_leaves_nothing(tmp_path: Path)
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z]+)", README)) | set(re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test", "broker", "soak", "lint", "clean"} == named
+    assert {"demo", "test", "broker", "stress", "soak", "lint", "clean"} == named
     assert named <= targets

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
-pytestmark = pytest.mark.xdist_group("security")  # one broker for them all
+pytestmark = [pytest.mark.stress, pytest.mark.xdist_group("security")]  # one broker for them all
 
 SASL = {
     "KAFKA_BOOTSTRAP_SERVERS": "{SASL_SSL}",

@@ -13,7 +13,8 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from broker import Broker, free_ports
 from x_api import Step, XApi
 
 import pytest
+import requests
 import trustme
 from conftest import Result, Running, Scripts, wait_until
 
@@ -110,11 +112,47 @@ def test_it_reconnects_and_loses_no_whole_line(
     assert api.most_open == 1
 
 
-def test_a_redirect_is_not_followed_as_the_token_is_for_x_alone(scripts: Scripts, topic: str) -> None:
+def test_a_redirect_is_not_followed_nor_read_as_the_token_is_for_x_alone(scripts: Scripts, topic: str) -> None:
     with XApi() as other:
-        done, _ = follow(scripts, topic, 1, [Step(status=302, headers={"Location": other.url}), Step()])
-    assert reconnects(done) == ["302 Found"]
+        redirect = Step(status=302, headers={"Location": other.url}, body="drip" * 20, chunk=1, pause=1)
+        odd = Step(status=302, headers={"Location": "http://[bad/"})
+        began = time.monotonic()
+        done, _ = follow(scripts, topic, 1, [redirect, odd, Step()])
+    assert re.fullmatch("302 (drip)+d?r?i?", reconnects(done)[0])
+    assert reconnects(done)[1] == "302 Found"
+    assert time.monotonic() - began < 20, "no more of it is waited for than of any refusal"
     assert other.requests == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://portal/\xe9\r\nContent-Length: 0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffffffffff\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * 70_000 + b"\r\n\r\n",
+    ],
+    ids=range(7),
+)
+def test_no_answer_ends_it(scripts: Scripts, topic: str, answer: bytes) -> None:
+    """Whatever speaks there, a captive portal or a broken proxy: it may be X again the next time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        settings = {"STREAM_URL": url, "BEARER_TOKEN": "secret-token", "STREAM_TEST_SECOND": "0.1"}
+        running = scripts.start("twitter-stream", "-t", topic, env=settings)
+        server.settimeout(20)
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+        running.wait_for(lambda it: it.err.count(b"; reconnecting in ") >= 2)
+        done = running.end(signal.SIGTERM)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
 
 
 def problem(**fields: object) -> str:
@@ -230,6 +268,14 @@ def test_disconnect_messages_are_obeyed(scripts: Scripts, topic: str, read: Read
     assert wait * SECOND <= second - first < (1.2 * wait + 5) * SECOND
 
 
+def test_a_tweet_that_speaks_of_a_disconnect_is_none(scripts: Scripts, topic: str, read: Read) -> None:
+    """Neither a tweet nor a line that is none ends a connection, whatever its text says."""
+    line = '{"data":{"text":"operational-disconnect, connection_issue"}}\r\n'
+    done, api = follow(scripts, topic, 5, [Step(body=line)])
+    assert summary(done) == f"published 5 tweets to {topic} (0 reconnects, 1 skipped)"
+    assert [record.value for record in read(topic)] == api.sent[:5]
+
+
 def waits(script: list[Step], scripts: Scripts, topic: str, second: float, tweets: int = 0) -> list[float]:
     """The pauses between the connects that the script leads to, in seconds of the rules; it has so many tweets."""
     with XApi([*script, Step()]) as api:
@@ -250,6 +296,7 @@ def check_waits(found: list[float], expected: list[float], second: float) -> Non
     [
         (Step(tweets=0), [0.25, 0.5, 0.75, 1.0], 1),
         (Step(status=503), [5, 10, 20, 40], 0.1),
+        (Step(body="\r\n" + problem(connection_issue="TooManyConnections") + "\n", tweets=0), [5, 10, 20], 0.1),
         (Step(status=429), [60, 120], 0.02),
         (Step(status=429, headers={"x-rate-limit-reset": "soon"}), [60], 0.05),
         (Step(status=429, headers={"x-rate-limit-reset": "9999999999"}), [60], 0.05),
@@ -354,6 +401,49 @@ def test_without_backfill_what_x_sends_twice_is_published_twice(scripts: Scripts
     assert done.returncode == 0
     assert [record.value for record in read(topic)] == [line.strip().encode()] * 2 + api.sent[:8]
     assert all("backfill_minutes" not in query for _, query, _ in api.requests)
+
+
+def asked(api: XApi) -> list[str]:
+    """The minutes that each connect asked for."""
+    return [query.get("backfill_minutes", "-") for _, query, _ in api.requests]
+
+
+def test_backfill_asks_again_for_what_did_not_come(scripts: Scripts, topic: str) -> None:
+    """The gap is 60 to 72 seconds of the rules; what then breaks at once has not filled it."""
+    short = Step(body="\r\n", tweets=0)
+    script = [Step(tweets=10), Step(status=429), short, Step(tweets=1), short, Step()]
+    done, api = follow(scripts, topic, 40, script, "--backfill", second=0.05)
+    assert done.returncode == 0
+    assert asked(api)[:3] == ["-", "1", "2"]
+    assert set(asked(api)[3:]) == {"2"}
+
+
+def source(api: XApi, counts: Counter[str], second: float) -> Iterator[Any]:
+    """The source of tweets alone, with backfill, for what depends on when the next one is taken."""
+
+    def get(minutes: int | None) -> requests.Response:
+        headers = {"Authorization": f"Bearer {api.token}"}
+        return requests.get(api.url, params={"backfill_minutes": minutes}, headers=headers, stream=True, timeout=9)
+
+    events: Iterator[Any] = importlib.import_module("twitter-stream").stream(get, counts, second, True)
+    return events
+
+
+def test_backfill_asks_for_what_x_dropped_while_kafka_held_it_up() -> None:
+    with XApi([Step(tweets=200), Step()]) as api:
+        tweets = source(api, Counter(), 0.05)
+        taken = list(itertools.islice(tweets, 100))
+        time.sleep(4)  # over a minute of the rules; X has ended the connection meanwhile
+        taken += itertools.islice(tweets, 101)
+    assert asked(api) == ["-", "2"]
+
+
+def test_the_ids_that_backfill_keeps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("twitter-stream"), "SEEN", 10)
+    counts: Counter[str] = Counter()
+    with XApi([Step(tweets=30), Step()]) as api:
+        assert len(list(itertools.islice(source(api, counts, 0.1), 80))) == 80
+    assert counts["duplicates"] == 0, "when the 30 come again each has pushed the next one out"
 
 
 def test_where_x_refuses_backfill_it_goes_on_without_and_tells_once(scripts: Scripts, topic: str, read: Read) -> None:
@@ -478,6 +568,38 @@ def test_an_outage_of_kafka_loses_nothing_that_was_read(
     assert found == api.sent[: len(found)]
 
 
+def test_kafka_goes_away_before_the_first_tweet(scripts: Scripts, topic: str, read: Read, mortal: Broker) -> None:
+    with XApi([Step(status=503), Step(batch=5)], rate=100) as api:
+        running = scripts.start("twitter-stream", "-t", topic, env=env(api, 0.2))
+        running.wait_for(lambda it: b"503" in it.err)
+        mortal.kill()
+        running.wait_for(lambda it: b"waiting for Kafka" in it.err)
+        mortal.start()
+        sent = len(api.sent)
+        wait_until(lambda: len(api.sent) > sent + 100)
+        done = running.end(signal.SIGTERM)
+    assert done.returncode == 0
+    found = [record.value for record in read(topic)]
+    assert len(found) > sent
+    assert found == api.sent[: len(found)]
+
+
+def test_a_failed_delivery_ends_it_even_while_x_is_silent(
+    scripts: Scripts, topic: str, stalled: Callable[[], None]
+) -> None:
+    """The 429 would be waited for a minute."""
+    with XApi([Step(tweets=30), Step(status=429)], rate=30) as api:
+        settings = env(api, 1, KAFKA_DELIVERY_TIMEOUT_MS="2000")
+        running = scripts.start("twitter-stream", "-t", topic, env=settings)
+        wait_until(lambda: len(api.sent) > 20)
+        stalled()
+        began = time.monotonic()
+        done = running.end(seconds=40)
+    assert time.monotonic() - began < 30
+    assert done.returncode == 1
+    assert re.fullmatch(r"published \d+ tweets to \S+ \(\d reconnects, 0 skipped\), \d+ failed: .*", summary(done))
+
+
 @pytest.mark.parametrize("timeout", ["3600000", "2000"], ids=["a signal", "the delivery timeout"])
 def test_an_outage_ends_with_every_tweet_acknowledged_or_counted(
     scripts: Scripts, topic: str, read: Read, stalled: Callable[[], None], kafka: Broker, timeout: str
@@ -552,6 +674,14 @@ def test_the_token_is_never_shown(scripts: Scripts, topic: str) -> None:
     assert b"DEBUG:urllib3" in done.stderr
     assert b"secret" not in listed + done.stdout + done.stderr
     assert b"secret" not in scripts.run("twitter-stream", "--help", env=env(api)).stdout
+
+
+def test_without_tls_the_token_goes_through_no_proxy(scripts: Scripts, topic: str) -> None:
+    with XApi() as api, XApi() as proxy:
+        through = {"HTTP_PROXY": proxy.url, "http_proxy": proxy.url, "NO_PROXY": ""}
+        done = scripts.run("twitter-stream", "-t", topic, "-n", 1, env=env(api) | through)
+    assert done.returncode == 0
+    assert proxy.requests == []
 
 
 class Tunnel(socketserver.StreamRequestHandler):
