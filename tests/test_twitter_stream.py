@@ -658,8 +658,9 @@ def test_a_terminal_gets_a_live_line(scripts: Scripts, topic: str) -> None:
     with XApi([Step(tweets=5, end="cut"), Step(body="rubbish\n")], rate=50) as api:
         running = scripts.start("twitter-stream", "-t", topic, env=env(api, 1), stderr=terminal)
         os.close(terminal)
-        shown = b""
+        shown, end = b"", time.monotonic() + 20
         while not re.search(rb"\r(twitter-stream.py: \d+ tweets, \d+/s \(1 reconnects, 1 skipped\)) *\r[^\n]", shown):
+            assert time.monotonic() < end
             shown += os.read(master, 1000)
         assert re.search(rb"\rtwitter-stream.py: .*; reconnecting in 0.0 s *\r\n", shown)
         running.end(signal.SIGTERM)
