@@ -75,8 +75,8 @@ def report(flight: Flight, done: threading.Event, unit: str, note: Any, total: i
         stalled = f", waiting for Kafka: {reasons.last}" if waiting and waiting[0] is oldest else ""
         oldest = waiting[0] if waiting else None
         if terminal or now >= told + 60 * SECOND or (stalled and not before):
-            rate = (flight.read - flight.failed - len(waiting) - published) / (now - told)
-            told, published = now, flight.read - flight.failed - len(waiting)
+            count = flight.read - flight.failed - len(waiting)
+            rate, told, published = (count - published) / (now - told), now, count
             percent = f", {100 * flight.read_bytes // total} %" if total else ""
             tell(f"{published} {unit}s, {rate:.0f}/s{percent}{note()}{stalled}", live=terminal)
         if not stalled:

@@ -62,8 +62,8 @@ def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float
     """X's tweets, as (id, line), over as many connections as it takes.
 
     `get` connects, and asks for so many minutes of backfill; `counts` takes the reconnects, the skipped lines,
-    the duplicates; `second` is how long a second of X's rules is. Ends with an error that waiting does not help
-    against, or when Kafka has failed.
+    the duplicates; `second` is how long a second of X's rules is. Ends only with an error that waiting does not
+    help against.
     """
     failures: Counter[str] = Counter()  # in a row, by what has failed
     ends: deque[float] = deque(maxlen=CONNECTS)  # of the last connections; X has seen their connects before
@@ -214,11 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     secrets.add(token)
     second = SECOND if loopback else 1.0
     headers = {"Authorization": f"Bearer {token}", "User-Agent": "twitter-stream.py/1.0", "Accept-Encoding": "gzip"}
-    # An auth, even an idle one, keeps ~/.netrc out; what is not encrypted goes through no proxy; None is left out
+    # An auth, even an idle one, keeps ~/.netrc out; what is not encrypted goes through no proxy
     how: dict[str, Any] = {"headers": headers, "auth": lambda request: request, "proxies": {"http": ""}, "stream": True}
 
     def get(minutes: int | None) -> requests.Response:
-        params = [*(options.param or []), ("backfill_minutes", minutes)]
+        params = [*(options.param or []), ("backfill_minutes", minutes)]  # requests leaves None out
         return Session().get(url, params=params, timeout=(ANSWER, max(SILENCE * second, 2)), **how)
 
     try:

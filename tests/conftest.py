@@ -99,6 +99,7 @@ class Scripts:
 
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         self.folder, self.env = folder, env
+        folder.mkdir(exist_ok=True)
         for name in SOURCES:
             shutil.copy(REPOSITORY / name, folder)
 
@@ -157,9 +158,7 @@ def mortal(kafka: Broker) -> Iterator[Broker]:
 @pytest.fixture
 def scripts(kafka: Broker, tmp_path: Path) -> Scripts:
     """The scripts, set to the tests' Kafka."""
-    folder = tmp_path / "scripts"
-    folder.mkdir()
-    return Scripts(folder, {"KAFKA_BOOTSTRAP_SERVERS": kafka.address})
+    return Scripts(tmp_path / "scripts", {"KAFKA_BOOTSTRAP_SERVERS": kafka.address})
 
 
 @pytest.fixture

@@ -86,9 +86,7 @@ def cluster(three: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster_scripts(cluster: Cluster, tmp_path: Path) -> Scripts:
-    folder = tmp_path / "scripts"
-    folder.mkdir()
-    return Scripts(folder, {"KAFKA_BOOTSTRAP_SERVERS": cluster.address})
+    return Scripts(tmp_path / "scripts", {"KAFKA_BOOTSTRAP_SERVERS": cluster.address})
 
 
 def values(cluster: Cluster, topic: str) -> list[bytes]:
