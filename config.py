@@ -5,6 +5,7 @@ STREAM_URL, and KAFKA_<NAME> for the setting <name> of kafka-python's clients.
 """
 
 import argparse
+import atexit
 import difflib
 import functools
 import logging
@@ -24,12 +25,12 @@ class Stop:
     """SIGINT and SIGTERM ask for an orderly end; the next one ends the process at once.
 
     A handler that raises could tear a record that is being appended, so it only takes a note,
-    and raises SystemExit while `interruptible` runs.
+    and ends what `interruptible` runs.
     """
 
     number, at = 0, float("inf")  # the signal, and time.monotonic() when it came
     endless = False  # whether being stopped is the normal end of this run
-    _blocked = False
+    _end: Callable[[int], object] = staticmethod(lambda _status: None)
 
     @property
     def status(self) -> int:
@@ -40,23 +41,26 @@ class Stop:
         if self.number:
             os._exit(128 + number)
         self.number, self.at = number, time.monotonic()
-        if self._blocked:
-            raise SystemExit(self.status)
+        self._end(self.status)
 
-    def interruptible(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call what may block; raises SystemExit when a signal comes, or has come before."""
-        self._blocked = True
+    def interruptible(self, function: Callable[..., Any], *arguments: Any, end: Any = sys.exit) -> Any:
+        """Call what may block; a signal that comes, or has come before, calls `end` with the status."""
+        before, self._end = self._end, end
         try:
             if self.number:
-                raise SystemExit(self.status)
+                end(self.status)
             return function(*arguments)
         finally:
-            self._blocked = False
+            self._end = before
 
 
 stop = Stop()
 for each in (signal.SIGINT, signal.SIGTERM):  # before the next imports, as they take 0.3 s
     signal.signal(each, stop.handle)
+if hasattr(signal, "setitimer"):  # wakes what blocks each second, lest a signal that came just before waits (POSIX)
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # before Python takes the handler away
 
 from dotenv import dotenv_values  # noqa: E402
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors  # noqa: E402
@@ -73,6 +77,7 @@ CAUSES = {
     "ECONNREFUSED|10061|DNS|no answer": "is Kafka running there, is KAFKA_BOOTSTRAP_SERVERS right?",
     "Handshake|SSL|frame length": "no TLS connection, check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*",
     "Sasl|uthentication|socket disconnected|NoneType": "check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*",
+    "invalid records": "a compacted topic takes only events with a key, see -K",
     "AuthorizationFailed": "no right to do this, the user needs an ACL",
     "Expiring|RequestTimedOut": "Kafka took longer than KAFKA_DELIVERY_TIMEOUT_MS",
     "SizeTooLarge|ListTooLarge": "more than KAFKA_MAX_REQUEST_SIZE or the topic's max.message.bytes",
@@ -103,13 +108,20 @@ def explain(error: object) -> str:
 
 
 class Reasons(logging.Handler):
-    """The newest reason for trouble: only kafka-python's log says why a broker cannot be reached."""
+    """The newest reason for trouble: only kafka-python's log says why a broker cannot be reached.
+
+    It also is what tells of events that are gone before they were read.
+    """
 
     last = "no answer"
-    pattern = re.compile(r"DNS lookup.*|could not parse.*|(?:n to .*? failed|lost|left\)): (?!.*DNS)(.*?)( \(back|$)")
+    pattern = re.compile(
+        r"DNS lookup.*|could not parse.*|Topic \S* not found|(?:n to .*? failed|lost|left\)): (?!.*DNS)(.*?)( \(back|$)"
+    )
 
     def emit(self, record: logging.LogRecord) -> None:
-        found = self.pattern.search(record.getMessage())
+        found = self.pattern.search(text := record.getMessage())
+        if record.name == "kafka.consumer.fetcher" and re.search("out of range|Truncation detected", text):
+            tell(f"Kafka does not have the events that were to be read next, going on with those there are: {text}")
         # A refused login is often read as a mere end of the connection, but not each time
         if found and not ("Sasl" in self.last and "disconnected" in found[0]):
             self.last = found[1] or found[0]
@@ -117,6 +129,7 @@ class Reasons(logging.Handler):
 
 logging.basicConfig(handlers=[reasons := Reasons()])  # warnings and errors
 logging.getLogger("kafka").setLevel(logging.WARNING)  # it writes passwords to its debug log
+logging.getLogger("kafka.consumer.fetcher").setLevel(logging.INFO)  # only there it says what is gone
 sys.excepthook = lambda _kind, error, _traceback: tell(explain(error))
 sys.unraisablehook = lambda _unraisable: None  # KafkaProducer.__del__ raises after a delivery has failed
 
@@ -133,7 +146,7 @@ def checked(pattern: str, what: str, convert: Callable[[str], Any] = str) -> Cal
 
 
 TOPIC = checked(r"(?!\.{1,2}$)[\w.-]{1,249}", "topic name: 1 to 249 letters, digits, '.', '_' and '-'")
-COUNT = checked(r"0*[1-9]\d{0,11}", "whole number from 1 on", int)
+COUNT = checked(r"0*[1-9]\d{0,8}", "whole number from 1 to 999999999", int)
 SECONDS = checked(r"\d{1,9}(\.\d*)?", "number of seconds", float)
 PAIR = checked(r"[^=]+=.+", "NAME=VALUE", lambda text: text.partition("=")[::2])
 
@@ -210,7 +223,8 @@ def connect(client: Any, options: dict[str, Any]) -> Any:
     watchdog.daemon = True
     watchdog.start()
     try:
-        return stop.interruptible(lambda: client(**options))
+        # Not by an exception, which kafka-python's loop may keep to itself, and wait on
+        return stop.interruptible(lambda: client(**options), end=os._exit)
     except (errors.KafkaConfigurationError, ValueError, TypeError, AssertionError) as error:
         fail(f"KAFKA_* settings: {error}", 2)
     finally:

@@ -56,7 +56,7 @@ class Flight(deque[tuple[int, int, Any]]):
     def settle(self, unit: str, seconds: float) -> None:
         """Wait until the oldest event is acknowledged or has failed, and count it."""
         number, size, future = self.popleft()
-        self.bytes, since = self.bytes - size, time.monotonic()
+        self.bytes, since = self.bytes - size, future.is_done or time.monotonic()
         while not future.is_done and time.monotonic() < min(since + seconds, min(stop.at, self.broke) + ENDING):
             with suppress(errors.KafkaError):
                 future.get(0.25)
@@ -77,7 +77,7 @@ def report(flight: Flight, done: threading.Event, unit: str, note: Any, total: i
         if terminal or now >= told + 60 * SECOND or (stalled and not before):
             count = flight.read - flight.failed - len(waiting)
             rate, told, published = (count - published) / (now - told), now, count
-            percent = f", {100 * flight.read_bytes // total} %" if total else ""
+            percent = f", {min(100 * flight.read_bytes // total, 100)} %" if total else ""
             tell(f"{published} {unit}s, {rate:.0f}/s{percent}{note()}{stalled}", live=terminal)
         if not stalled:
             reasons.last = Reasons.last
@@ -85,11 +85,12 @@ def report(flight: Flight, done: threading.Event, unit: str, note: Any, total: i
 
 def send(producer: KafkaProducer, topic: str, key: bytes | None, value: bytes | None, seconds: float) -> Any:
     """Send an event; ask so many seconds for the topic's partitions, should Kafka know of none."""
-    end = time.monotonic() + seconds
+    end = 0.0
     while True:
         try:
             return producer.send(topic, value, key)
         except errors.KafkaTimeoutError:
+            end = end or time.monotonic() + seconds
             if stop.number or time.monotonic() > end:
                 raise
 
@@ -114,7 +115,7 @@ def publish(
     reporter.start()
     try:
         with suppress(errors.KafkaError):  # now and not with the first event, as Kafka may be away by then
-            stop.interruptible(producer.partitions_for, topic)
+            producer.partitions_for(topic)
         for key, value in events:
             size = value if isinstance(value, int) else len(key or b"") + len(value or b"")
             flight.read, flight.read_bytes = flight.read + 1, flight.read_bytes + size + 1
@@ -131,7 +132,8 @@ def publish(
             flight.bytes += size
             while flight and (flight[0][2].is_done or len(flight) > IN_FLIGHT or flight.bytes > IN_FLIGHT_BYTES):
                 flight.settle(unit, seconds)
-            if flight.broke <= time.monotonic():  # after a signal the source ends by itself, with what it has read
+            # After a signal the source ends by itself, with what it has read
+            if flight.reason and flight.broke <= time.monotonic():
                 return 1
     finally:
         while flight:
@@ -186,7 +188,8 @@ def read_lines(paths: list[str], limit: int, unread: list[str]) -> Iterator[byte
     """The lines of the files; the files that cannot be read are told and go to `unread`."""
     for path in paths:
         try:
-            with open(0 if path == "-" else path, "rb", buffering=0, closefd=path != "-") as file:
+            # Interruptible, as a FIFO may have no writer yet
+            with stop.interruptible(lambda p: open(0 if p == "-" else p, "rb", 0, closefd=p != "-"), path) as file:
                 if os.name == "posix":  # whoever started us may have left the pipe in the non-blocking mode
                     os.set_blocking(file.fileno(), True)
                 yield from split(read_blocks(file.read), limit)

@@ -54,6 +54,11 @@ class Running:
         [size] = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         return int(size) // 1024
 
+    def takes_signals(self) -> bool:
+        """Whether Python has come so far that a SIGTERM is not the end at once (Linux)."""
+        [caught] = re.findall(r"SigCgt:\s+(\w+)", Path(f"/proc/{self.process.pid}/status").read_text())
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
     def wait_for(self, condition: Callable[["Running"], Any], seconds: float = 30) -> None:
         """Wait until the condition holds; it is tried whenever output comes."""
         with self._changed:

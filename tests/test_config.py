@@ -93,10 +93,11 @@ def test_the_wrong_security_protocol(scripts: Scripts, env: dict[str, str], reas
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["producer", "-n", "0"], "argument -n: '0' is no whole number from 1 on"),
-        (["producer", "-n", "-1"], "argument -n: expected one argument|argument -n: '-1' is no whole number from 1 on"),
-        (["producer", "-n", "x"], "argument -n: 'x' is no whole number from 1 on"),
-        (["producer", "--partitions", "0"], "argument --partitions: '0' is no whole number from 1 on"),
+        (["producer", "-n", "0"], "argument -n: '0' is no whole number from 1 to 999999999"),
+        (["producer", "-n", "-1"], "argument -n: (expected one argument|'-1' is no whole number from 1 to 999999999)"),
+        (["producer", "-n", "x"], "argument -n: 'x' is no whole number from 1 to 999999999"),
+        (["producer", "--partitions", "0"], "argument --partitions: '0' is no whole number from 1 to 999999999"),
+        (["producer", "--partitions", "1000000000"], "argument --partitions: '1000000000' is no whole number .*"),
         (["producer", "--interval", "soon"], "argument --interval: 'soon' is no number of seconds"),
         (["producer", "--interval", "nan"], "argument --interval: 'nan' is no number of seconds"),
         (["producer", "--topic-config", "x"], "argument --topic-config: 'x' is no NAME=VALUE"),
@@ -229,9 +230,9 @@ def test_the_sources_are_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
                 code -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-        assert len(code) < 170, name
+        assert len(code) < 180, name
         total += len(code)
-    assert total < 575
+    assert total < 630
 
 
 def test_the_producer_and_the_consumer_do_not_need_requests(lone_scripts: Scripts) -> None:

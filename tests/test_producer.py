@@ -1,6 +1,8 @@
 """producer.py, run as users do, against a real Kafka."""
 
 import contextlib
+import ctypes
+import itertools
 import json
 import os
 import pty
@@ -11,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,11 @@ from typing import Any
 from broker import Broker
 
 import pytest
-from conftest import Running, Scripts
+from conftest import Running, Scripts, wait_until
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
+Read = Callable[[str], list[Any]]
 ODD = [
     b"",
     b"\x00",
@@ -49,7 +53,7 @@ def partitions(admin: KafkaAdminClient, topic: str) -> int:
 @pytest.mark.parametrize("ending", [b"", b"\n"])
 @pytest.mark.parametrize("source", ["file", "dash", "pipe", "redirect"])
 def test_each_line_is_an_event(
-    scripts: Scripts, topic: str, tmp_path: Path, read: Callable[[str], list[Any]], source: str, ending: bytes
+    scripts: Scripts, topic: str, tmp_path: Path, read: Read, source: str, ending: bytes
 ) -> None:
     data = b"\n".join(ODD) + ending
     path = tmp_path / "events"
@@ -68,9 +72,7 @@ def test_each_line_is_an_event(
     assert values(read(topic)) == ODD
 
 
-def test_files_are_read_one_after_the_other(
-    scripts: Scripts, topic: str, tmp_path: Path, read: Callable[[str], list[Any]]
-) -> None:
+def test_files_are_read_one_after_the_other(scripts: Scripts, topic: str, tmp_path: Path, read: Read) -> None:
     (tmp_path / "a").write_bytes(b"1\n2")
     (tmp_path / "b").write_bytes(b"5\n")
     done = scripts.run("producer", "-t", topic, tmp_path / "a", "-", tmp_path / "b", input=b"3\n4")
@@ -78,7 +80,7 @@ def test_files_are_read_one_after_the_other(
     assert values(read(topic)) == [b"1", b"2", b"3", b"4", b"5"]
 
 
-def test_empty_input_is_no_event(scripts: Scripts, topic: str, read: Callable[[str], list[Any]]) -> None:
+def test_empty_input_is_no_event(scripts: Scripts, topic: str, read: Read) -> None:
     done = scripts.run("producer", "-t", topic, input=b"")
     assert (done.returncode, done.stderr.decode()) == (0, f"producer.py: published 0 events to {topic}\n")
     assert read(topic) == []
@@ -112,7 +114,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(scripts: Scripts, topic: str, 
     assert scripts.run("consumer", "-t", topic, "-e").stdout == b"first\nlate\n"
 
 
-def test_what_a_signal_finds_read_is_delivered(scripts: Scripts, topic: str, read: Callable[[str], list[Any]]) -> None:
+def test_what_a_signal_finds_read_is_delivered(scripts: Scripts, topic: str, read: Read) -> None:
     reader, writer = os.pipe()
     with open(writer, "wb", buffering=0) as pipe:
         producer = scripts.start("producer", "-t", topic, stdin=reader)
@@ -135,9 +137,7 @@ def feed(pipe: Any) -> None:
             pipe.write(b"%09d\n" % number)
 
 
-def test_sample_events_go_to_the_new_topic_sample(
-    scripts: Scripts, admin: KafkaAdminClient, read: Callable[[str], list[Any]]
-) -> None:
+def test_sample_events_go_to_the_new_topic_sample(scripts: Scripts, admin: KafkaAdminClient, read: Read) -> None:
     done = scripts.run("producer", "-n", 5, "--interval", 0)
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr == b"producer.py: published 5 events to sample\n"
@@ -146,16 +146,84 @@ def test_sample_events_go_to_the_new_topic_sample(
     assert all(datetime.fromisoformat(event["time"]).tzinfo for event in events)
 
 
-def test_interval_paces_sample_events(scripts: Scripts, topic: str, read: Callable[[str], list[Any]]) -> None:
+def test_interval_paces_sample_events(scripts: Scripts, topic: str, read: Read) -> None:
     scripts.run("producer", "-t", topic, "-n", 4, "--interval", "0.3")
     times = [record.timestamp for record in read(topic)]
     assert times[-1] - times[0] >= 900
 
 
+MOMENTS = [17, pytest.param(170, marks=pytest.mark.stress)]  # for each of three sources
+
+
+@pytest.mark.parametrize("count", MOMENTS)
+@pytest.mark.parametrize("source", ["file", "pipe", "samples"])
+def test_a_signal_at_any_moment(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read, tmp_path: Path, source: str, count: int
+) -> None:
+    """What is counted is in the topic, each event once, and it is what was first in the source."""
+    path = tmp_path / "numbers"
+    path.write_bytes(b"".join(b"%09d\n" % number for number in range(300_000)))
+    chance = random.Random(source)
+    moments = [(chance.choice([signal.SIGINT, signal.SIGTERM]), chance.uniform(0, 3)) for _ in range(count)]
+    arguments = {"file": [str(path)], "pipe": [], "samples": ["-n", "10000000", "--interval", "0"]}[source]
+
+    def one(index: int) -> int:
+        """Returns how many events were published."""
+        number, moment = moments[index]
+        name = f"{topic}-{index}"
+        reader, writer = os.pipe()
+        with open(writer, "wb", buffering=0) as pipe:
+            standard_input = reader if source == "pipe" else subprocess.DEVNULL
+            producer = scripts.start("producer", "-t", name, "--partitions", 3, *arguments, stdin=standard_input)
+            os.close(reader)
+            if source == "pipe":  # some are held up by Kafka, some wait for more to come
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.write(path.read_bytes()[: chance.choice([10, 10_000, 1 << 16])])
+            wait_until(producer.takes_signals)
+            time.sleep(moment)  # the random moment itself
+            began = time.monotonic()
+            done = producer.end(number)
+            assert time.monotonic() - began < 5
+        told = re.fullmatch(rf"(producer.py: published (\d+) events to {name}\n)?", done.stderr.decode())
+        assert told, done.stderr
+        published = int(told[2] or 0)
+        at_the_end = source == "file" and published == 300_000  # on a fast machine
+        assert done.returncode == (0 if at_the_end else 128 + number)
+        found = read(name)
+        events = [
+            json.loads(record.value)["number"] - 1 if source == "samples" else int(record.value) for record in found
+        ]
+        assert all(source == "samples" or len(record.value) == 9 for record in found)
+        assert sorted(events) == list(range(published))
+        places = [(record.partition, event) for record, event in zip(found, events, strict=True)]
+        assert places == sorted(places)
+        if told[2]:
+            admin.delete_topics([name])
+        return published
+
+    with ThreadPoolExecutor(2) as pool:
+        published = list(pool.map(one, range(count)))
+    assert any(0 < each < 300_000 for each in published)
+
+
+@pytest.mark.parametrize("source", ["pipe", "FIFO without a writer"])
+def test_a_signal_that_interrupts_no_call(scripts: Scripts, topic: str, tmp_path: Path, source: str) -> None:
+    """As it comes a moment before a read, or, as here, to another thread than the one that reads."""
+    os.mkfifo(tmp_path / "fifo")
+    arguments = [] if source == "pipe" else [tmp_path / "fifo"]
+    producer = scripts.start("producer", "-t", topic, *arguments, stdin=subprocess.PIPE)
+    process = Path(f"/proc/{producer.process.pid}")
+    wait_until(lambda: re.match("pipe_read|wait_for_partner|anon_pipe_read", (process / "wchan").read_text()))
+    thread = next(int(each.name) for each in (process / "task").iterdir() if int(each.name) != producer.process.pid)
+    assert ctypes.CDLL(None).tgkill(producer.process.pid, thread, signal.SIGINT) == 0
+    done = producer.end(seconds=5)
+    assert (done.returncode, done.stderr.decode()) == (130, f"producer.py: published 0 events to {topic}\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("bound", "status"), [([], 0), (["-n", "1000000"], 128)])
 def test_a_signal_ends_sample_events(
-    scripts: Scripts, topic: str, read: Callable[[str], list[Any]], number: int, bound: list[str], status: int
+    scripts: Scripts, topic: str, read: Read, number: int, bound: list[str], status: int
 ) -> None:
     consumer = scripts.start("consumer", "-t", topic)
     producer = scripts.start("producer", "-t", topic, "--interval", "0.01", *bound)
@@ -168,14 +236,14 @@ def test_a_signal_ends_sample_events(
     assert [json.loads(record.value)["number"] for record in published] == list(range(1, len(published) + 1))
 
 
-def test_count_bounds_lines_too(scripts: Scripts, topic: str, read: Callable[[str], list[Any]]) -> None:
+def test_count_bounds_lines_too(scripts: Scripts, topic: str, read: Read) -> None:
     producer = scripts.start("producer", "-t", topic, "-n", 2, stdin=subprocess.PIPE)
     producer.send(b"1\n2\n3\n")  # and the pipe stays open
     assert producer.end().returncode == 0
     assert values(read(topic)) == [b"1", b"2"]
 
 
-def test_keys_and_tombstones(scripts: Scripts, topic: str, read: Callable[[str], list[Any]]) -> None:
+def test_keys_and_tombstones(scripts: Scripts, topic: str, read: Read) -> None:
     lines = b"a::1\nb::2::3\nno key\n::empty key\na::\n\n"
     done = scripts.run("producer", "-t", topic, "-K", "::", "-Z", input=lines)
     assert done.returncode == 0
@@ -189,14 +257,12 @@ def test_keys_and_tombstones(scripts: Scripts, topic: str, read: Callable[[str],
     ]
 
 
-def test_without_z_an_empty_value_stays_empty(scripts: Scripts, topic: str, read: Callable[[str], list[Any]]) -> None:
+def test_without_z_an_empty_value_stays_empty(scripts: Scripts, topic: str, read: Read) -> None:
     scripts.run("producer", "-t", topic, "-K", ":", input=b"a:\n")
     assert [(record.key, record.value) for record in read(topic)] == [(b"a", b"")]
 
 
-def test_keys_keep_their_order_and_their_partition(
-    scripts: Scripts, topic: str, read: Callable[[str], list[Any]]
-) -> None:
+def test_keys_keep_their_order_and_their_partition(scripts: Scripts, topic: str, read: Read) -> None:
     lines = [b"%d:%d" % (number % 37, number) for number in range(5000)]
     scripts.run("producer", "-t", topic, "-K", ":", "--partitions", 5, input=b"\n".join(lines))
     found: dict[bytes, list[int]] = {}
@@ -231,9 +297,7 @@ def test_an_existing_topic_is_left_as_it_is(scripts: Scripts, topic: str, admin:
     assert partitions(admin, topic) == 2
 
 
-def test_without_keys_events_spread_over_the_partitions(
-    scripts: Scripts, topic: str, read: Callable[[str], list[Any]]
-) -> None:
+def test_without_keys_events_spread_over_the_partitions(scripts: Scripts, topic: str, read: Read) -> None:
     scripts.run("producer", "-t", topic, "--partitions", 4, input=b"x\n" * 10_000)
     found = [record.partition for record in read(topic)]
     assert len(found) == 10_000
@@ -242,7 +306,7 @@ def test_without_keys_events_spread_over_the_partitions(
 
 @pytest.mark.parametrize(("limit", "size"), [("client", 2_000_000), ("broker", 5000), ("broker", 3990)])
 def test_a_too_large_event_is_named_and_the_rest_published(
-    scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Callable[[str], list[Any]], limit: str, size: int
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read, limit: str, size: int
 ) -> None:
     if limit == "broker":
         admin.create_topics({topic: {"configs": {"max.message.bytes": "4000"}}})
@@ -257,9 +321,7 @@ def test_a_too_large_event_is_named_and_the_rest_published(
     assert values(read(topic)) == [b"before", b"after", b"end"]
 
 
-def test_too_large_events_do_not_harm_their_neighbours(
-    scripts: Scripts, topic: str, read: Callable[[str], list[Any]]
-) -> None:
+def test_too_large_events_do_not_harm_their_neighbours(scripts: Scripts, topic: str, read: Read) -> None:
     lines = [b"%d:" % number + b"x" * (3000 if number % 500 == 499 else 10) for number in range(20_000)]
     config = "max.message.bytes=2000"
     done = scripts.run(
@@ -270,8 +332,8 @@ def test_too_large_events_do_not_harm_their_neighbours(
     assert sorted(int(record.key) for record in read(topic)) == [n for n in range(20_000) if n % 500 != 499]
 
 
-def test_an_endless_line_does_not_fill_memory(scripts: Scripts, topic: str, read: Callable[[str], list[Any]]) -> None:
-    size = 300_000_000
+@pytest.mark.parametrize("size", [300_000_000, pytest.param(5_000_000_000, marks=pytest.mark.stress)])
+def test_an_endless_line_does_not_fill_memory(scripts: Scripts, topic: str, size: int) -> None:
     feed = f"head -c {size} /dev/zero; echo; cat"
     with subprocess.Popen(["/bin/sh", "-c", feed], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as endless:
         running = scripts.start("producer", "-t", topic, stdin=endless.stdout)
@@ -285,18 +347,82 @@ def test_an_endless_line_does_not_fill_memory(scripts: Scripts, topic: str, read
     assert memory < 120
 
 
+BAD_FILES = {  # what cannot be read: why
+    "none": "No such file or directory",
+    "folder": "Is a directory",
+    "forbidden": "Permission denied",
+    "removed": "No such file or directory",
+    "/proc/self/mem": "Input/output error",  # opens, and fails at the first read
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
 def test_a_file_that_cannot_be_read_is_told_and_the_rest_published(
-    scripts: Scripts, topic: str, tmp_path: Path, read: Callable[[str], list[Any]]
+    scripts: Scripts, topic: str, tmp_path: Path, read: Read, name: str
 ) -> None:
-    (tmp_path / "good").write_bytes(b"1\n")
-    done = scripts.run("producer", "-t", topic, tmp_path / "none", tmp_path / "good", tmp_path)
+    (tmp_path / "folder").mkdir()
+    for each in ("forbidden", "removed", "good"):
+        (tmp_path / each).write_bytes(b"after\n")
+    (tmp_path / "forbidden").chmod(0)
+    path = tmp_path / name
+    # Root, too, is to be refused: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    drop = {"preexec_fn": lambda: [ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) for capability in (1, 2)]}
+    producer = scripts.start("producer", "-t", topic, "-", path, tmp_path / "good", stdin=subprocess.PIPE, **drop)
+    producer.send(b"before\n")
+    assert scripts.run("consumer", "-t", topic, "-n", 1).stdout == b"before\n"
+    (tmp_path / "removed").unlink()
+    assert producer.process.stdin
+    producer.process.stdin.close()
+    done = producer.end()
     assert done.returncode == 2
     assert done.stderr.decode().splitlines() == [
-        f"producer.py: cannot read {tmp_path}/none: No such file or directory",
-        f"producer.py: cannot read {tmp_path}: Is a directory",
-        f"producer.py: published 1 events to {topic}",
+        f"producer.py: cannot read {path}: {BAD_FILES[name]}",
+        f"producer.py: published 2 events to {topic}",
     ]
-    assert values(read(topic)) == [b"1"]
+    assert values(read(topic)) == [b"before", b"after"]
+
+
+def test_a_file_that_grows_while_it_is_read(scripts: Scripts, topic: str, tmp_path: Path, read: Read) -> None:
+    """It is read up to where it ends by then."""
+    lines = (b"%09d\n" % number for number in itertools.count())
+    path = tmp_path / "log"
+    path.write_bytes(b"".join(itertools.islice(lines, 50_000)))
+    producer = scripts.start("producer", "-t", topic, path)
+    end = time.monotonic() + 60
+    with path.open("ab", buffering=0) as log:
+        while producer.process.poll() is None and time.monotonic() < end:
+            log.write(b"".join(itertools.islice(lines, 10)))
+            time.sleep(0.005)  # slower than it reads
+    done = producer.end()
+    assert done.returncode == 0
+    found = values(read(topic))
+    assert done.stderr.decode() == f"producer.py: published {len(found)} events to {topic}\n"
+    assert len(found) > 50_000
+    assert found == [b"%09d" % number for number in range(len(found))]
+
+
+def test_a_topic_that_is_deleted_while_it_is_written(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read
+) -> None:
+    """Kafka creates it again, as it does by default; what was not acknowledged before is in the new one."""
+    producer = scripts.start("producer", "-t", topic, "--interval", "0.001", "-n", 1_000_000)
+    assert scripts.run("consumer", "-t", topic, "-n", 100).returncode == 0
+    admin.delete_topics([topic])
+    assert scripts.run("consumer", "-t", topic, "-n", 100).returncode == 0
+    done = producer.end(signal.SIGINT)
+    published, failed = counts(done.stderr)
+    assert (done.returncode, failed) == (130, 0)
+    numbers = [json.loads(record.value)["number"] for record in read(topic)]
+    assert numbers == list(range(numbers[0], published + 1))
+
+
+def test_a_compacted_topic_wants_keys(scripts: Scripts, topic: str) -> None:
+    config = "cleanup.policy=compact"
+    done = scripts.run("producer", "-t", topic, "-K", ":", "--topic-config", config, input=b"a:1\nno key\nb:2\n")
+    assert done.returncode == 1
+    told = done.stderr.decode()
+    assert re.fullmatch(r"producer.py: published \d events to \S+, \d failed: event \d of \d bytes: [^\n]*\n", told)
+    assert "a compacted topic takes only events with a key, see -K" in told
 
 
 @pytest.mark.parametrize("name", ["foo=1", "retention.ms=soon"])
@@ -354,7 +480,7 @@ def test_a_second_signal_ends_it_at_once(scripts: Scripts, topic: str, stalled: 
 
 
 def test_a_signal_while_kafka_is_away(
-    scripts: Scripts, topic: str, stalled: Callable[[], None], kafka: Broker, read: Callable[[str], list[Any]]
+    scripts: Scripts, topic: str, stalled: Callable[[], None], kafka: Broker, read: Read
 ) -> None:
     producer = start_busy(scripts, topic)
     stalled()
