@@ -18,6 +18,7 @@ import base64
 import json
 import os
 import select
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +27,12 @@ from config import Parser, client_settings, connect, explain, fail, stop, tell
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 
 BATCH = 5000  # events a write
-ANSWER_MS = 4000  # how long a commit and the good-bye to the group may take
+FETCH_BYTES = 4 << 20  # at once from a broker; of kafka-python's 50 MB up to five copies are in memory
+POLL_MS = 700  # how long to wait for events; no divisor of the time between two looks for new topics
+# kafka-python 3.0.12 never comes back from a rebalance whose last answer arrives between two polls: so many seconds
+# are enough of it, and it is begun anew
+REBALANCE = 10.0
+ANSWER_MS = 3000  # how long Kafka may take to answer; half of it to take leave from the group
 
 
 def as_text(name: str, data: bytes | None) -> dict[str, str | None]:
@@ -54,8 +60,8 @@ def check_missing(topic: str, waits: bool) -> None:
     with connect(KafkaAdminClient, client_settings(KafkaAdminClient)) as admin:
         error = errors.for_code(admin.describe_topics([topic])[0]["error_code"])
     if error is errors.UnknownTopicOrPartitionError and waits:
-        tell(f"waiting for topic {topic}, which does not exist yet")
-    elif error.errno:
+        tell(f"waiting for topic {topic}, which does not exist")
+    elif error.errno and not (waits and issubclass(error, errors.RetriableError)):
         fail(f"cannot read topic {topic}: {explain(error())}")
 
 
@@ -67,16 +73,37 @@ def is_at_end(consumer: Any, ends: dict[TopicPartition, int]) -> bool:
     return done == assigned & ends.keys() and (bool(assigned) or "stable" in consumer.group_metadata().state)
 
 
+def commit(consumer: Any, offsets: dict[TopicPartition, int]) -> bool:
+    """Note for the group where to go on; where that fails, what was printed is printed again."""
+    with suppress(errors.CommitFailedError, errors.RetriableError):
+        consumer.commit({each: OffsetAndMetadata(offset, "", -1) for each, offset in offsets.items()}, ANSWER_MS)
+        return True
+    return False
+
+
+def find_ends(consumer: Any, options: Any) -> dict[TopicPartition, int]:
+    """Where each partition ends now, for -e and --latest; a new group is set to go on there."""
+    partitions = [TopicPartition(options.topic, number) for number in consumer.partitions_for_topic(options.topic)]
+    if not partitions:
+        check_missing(options.topic, waits=not options.e)
+    ends: dict[TopicPartition, int] = {}
+    if partitions and (options.e or options.latest):
+        ends = consumer.end_offsets(partitions)
+    if options.latest and options.g:  # not by auto_offset_reset: that would lose what comes before the first commit
+        new = {each: end for each, end in ends.items() if end and consumer.committed(each) is None}
+        if new and not commit(consumer, new):
+            fail(f"cannot set where group {options.g} starts while it has members: leave out --latest, or stop them")
+    return ends
+
+
 def print_events(consumer: Any, options: Any) -> None:
     """Print events until the options, a signal or the reader's end say that it is enough."""
     topic, left = options.topic, options.n
+    ends = stop.interruptible(find_ends, consumer, options, end=os._exit)  # before there is anything to lose
     # A pattern: only the list of all topics never creates one (kafka-python 3.0.12 ignores its own setting)
-    consumer.subscribe(pattern=f"^{topic}$".replace(".", r"\."))
-    partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
-    if not partitions:
-        check_missing(topic, waits=not options.e)
-    ends = consumer.end_offsets(partitions) if partitions and (options.e or options.latest) else {}
-    if ends and options.latest and not options.g:  # by seeking: partitions added later are read from their first event
+    pattern = f"^{topic}$".replace(".", r"\.")
+    consumer.subscribe(pattern=pattern)
+    if options.latest and not options.g and ends:  # by seeking: partitions added later are read from their first event
         while not consumer.assignment() and not stop.number:
             consumer.poll(100)
         for partition, offset in ends.items():
@@ -85,31 +112,43 @@ def print_events(consumer: Any, options: Any) -> None:
     reader = select.poll() if hasattr(select, "poll") else None  # Windows tells of a closed pipe only at a write
     if reader:
         reader.register(1, 0)
+    there, settled = False, time.monotonic()
     while not (stop.number or left == 0 or (reader and reader.poll(0)) or (options.e and is_at_end(consumer, ends))):
-        polled = consumer.poll(500, max_records=min(left or BATCH, BATCH)).values()
+        polled = consumer.poll(POLL_MS, max_records=min(left or BATCH, BATCH)).values()
+        before, there = there, bool(consumer.subscription())
+        if before and not there:  # it has been deleted
+            check_missing(topic, waits=not options.e)
+        if options.e and not polled:  # an end may have moved back, as the topic was deleted and is there again
+            with suppress(errors.KafkaError):
+                ends = {each: min(end, ends[each]) for each, end in consumer.end_offsets(ends, ANSWER_MS).items()}
+        if "rebalancing" not in consumer.group_metadata().state:
+            settled = time.monotonic()
+        elif time.monotonic() > settled + REBALANCE:
+            stop.interruptible(consumer.unsubscribe, end=os._exit)  # all that is printed is committed, or cannot be
+            consumer.subscribe(pattern=pattern)
+            there, settled = False, time.monotonic()
         records = [r for each in polled for r in each if not options.e or r.offset < ends.get((topic, r.partition), 0)]
         if records:
             out.write(b"".join([(as_json(r) if options.json else as_line(r, options.K)) + b"\n" for r in records]))
             out.flush()
             left = left and left - len(records)
         if records and options.g:
-            printed = {TopicPartition(topic, r.partition): OffsetAndMetadata(r.offset + 1, "", -1) for r in records}
-            with suppress(errors.CommitFailedError, errors.RetriableError):  # then they are printed again
-                consumer.commit(printed, timeout_ms=ANSWER_MS)
+            commit(consumer, {TopicPartition(topic, r.partition): r.offset + 1 for r in records})
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("-g", metavar="GROUP", help="share the partitions within the group, commit what is printed")
     parser.add_argument("-e", action="store_true", help="end where each partition ended at the start")
-    parser.add_argument("--latest", action="store_true", help="only events that come from now on")
+    parser.add_argument("--latest", action="store_true", help="only events that come from now on; a group goes on")
     parser.add_argument("-K", metavar="SEP", type=os.fsencode, help="print key, SEP, value")
     parser.add_argument("--json", action="store_true", help="print one JSON object an event")
     options = parser.parse_args(argv)
     stop.endless = not (options.n or options.e)
     ours = {"group_id": options.g, "enable_auto_commit": False, "exclude_internal_topics": False}
-    ours["auto_offset_reset"] = "latest" if options.latest and options.g else "earliest"
-    consumer = connect(KafkaConsumer, client_settings(KafkaConsumer, metadata_max_age_ms=2000, **ours))
+    ours |= {"auto_offset_reset": "earliest", "metadata_max_age_ms": 2000, "isolation_level": "read_committed"}
+    ours |= {"fetch_max_bytes": FETCH_BYTES, "max_partition_fetch_bytes": FETCH_BYTES}
+    consumer = connect(KafkaConsumer, client_settings(KafkaConsumer, **ours))
     try:
         with suppress(BrokenPipeError):  # the reader has had enough
             print_events(consumer, options)
@@ -118,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         fail(f"cannot write to standard output: {error.strerror}")
     finally:
         with suppress(Exception):
-            consumer.close(timeout_ms=ANSWER_MS)
+            consumer.close(timeout_ms=ANSWER_MS // 2)
 
 
 if __name__ == "__main__":

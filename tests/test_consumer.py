@@ -1,15 +1,21 @@
 """consumer.py, run as users do, against a real Kafka."""
 
 import base64
+import filecmp
 import json
 import os
 import re
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Scripts
+from conftest import Running, Scripts, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 
@@ -31,6 +37,16 @@ def committed(address: str, group: str, topic: str) -> dict[int, int | None]:
     return found
 
 
+def watch_memory(script: Running) -> int:
+    """The most that it had in memory, in MB, when it has ended; bounded by 5 minutes."""
+    most, end = 0, time.monotonic() + 300
+    while script.process.poll() is None and time.monotonic() < end:
+        with suppress(ValueError):  # it has just ended
+            most = script.memory()
+        time.sleep(0.05)
+    return most
+
+
 def test_everything_from_the_earliest_event_on_then_what_comes(
     scripts: Scripts, topic: str, producer: KafkaProducer
 ) -> None:
@@ -46,7 +62,7 @@ def test_everything_from_the_earliest_event_on_then_what_comes(
 def test_a_missing_topic_is_waited_for_and_not_created(scripts: Scripts, topic: str, admin: KafkaAdminClient) -> None:
     consumer = scripts.start("consumer", "-t", topic)
     consumer.wait_for(lambda it: it.err)
-    assert consumer.err.decode() == f"consumer.py: waiting for topic {topic}, which does not exist yet\n"
+    assert consumer.err.decode() == f"consumer.py: waiting for topic {topic}, which does not exist\n"
     watched_until = time.monotonic() + 5  # it asks for news every two seconds
     while time.monotonic() < watched_until:
         assert topic not in admin.list_topics()
@@ -144,6 +160,146 @@ def test_e_on_an_empty_topic(scripts: Scripts, topic: str, admin: KafkaAdminClie
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_e_on_a_compacted_topic(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Callable[[str], list[Any]]
+) -> None:
+    """Most offsets are gaps, once compaction has really run."""
+    configs = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
+    admin.create_topics({topic: {"num_partitions": 3, "configs": configs}})
+    data = b"".join(b"%d:%d\n" % (number % 7, number) for number in range(1000))
+    for rounds in range(1, 30):
+        assert scripts.run("producer", "-t", topic, "-K", ":", input=data).returncode == 0
+        if len(read(topic)) < rounds * 1000 - 1000:
+            break
+    done = scripts.run("consumer", "-t", topic, "-e", "-K", ":")
+    assert done.returncode == 0
+    assert done.stdout.count(b"\n") < rounds * 1000 - 1000
+    state = dict(line.split(b":") for line in done.stdout.splitlines())
+    assert state == {b"%d" % key: b"%d" % max(range(key, 1000, 7)) for key in range(7)}
+
+
+def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: object) -> None:
+    """Each ends with a control record, which takes an offset and is no event; of an aborted one nothing is printed."""
+    address = scripts.env["KAFKA_BOOTSTRAP_SERVERS"]
+    client = KafkaProducer(bootstrap_servers=address, transactional_id=topic)
+    client.init_transactions()
+    for number in range(6):
+        client.begin_transaction()
+        publish(client, topic, range(number * 10, number * 10 + 10))
+        (client.abort_transaction if number % 2 else client.commit_transaction)()
+    client.close()
+    committed = b"".join(lines(range(number, number + 10)) for number in (0, 20, 40))
+    done = scripts.run("consumer", "-t", topic, "-e")
+    assert (done.returncode, done.stdout) == (0, committed)
+    done = scripts.run("consumer", "-t", topic, "-g", topic, "-e")
+    assert (done.returncode, done.stdout) == (0, committed)
+    assert scripts.run("consumer", "-t", topic, "-g", topic, "-e").stdout == b""
+    every = scripts.run("consumer", "-t", topic, "-e", env={"KAFKA_ISOLATION_LEVEL": "read_uncommitted"})
+    assert every.stdout == lines(range(60))
+
+
+def test_events_that_are_deleted_before_they_are_read(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    """As retention does; the groups are at 5 and at 20, Kafka has nothing before 35."""
+    publish(producer, topic, range(20))
+    for arguments in (["-g", f"{topic}-1"], ["-g", f"{topic}-2", "--latest"]):
+        if "--latest" in arguments:
+            assert scripts.run("consumer", "-t", topic, *arguments, "-e").stdout == b""
+            publish(producer, topic, range(20, 40))
+        else:
+            assert scripts.run("consumer", "-t", topic, *arguments, "-n", 5).stdout == lines(range(5))
+    admin.delete_records({TopicPartition(topic, 0): 35})
+    for group, place in ((f"{topic}-1", 5), (f"{topic}-2", 20)):
+        done = scripts.run("consumer", "-t", topic, "-g", group, "-e")
+        assert (done.returncode, done.stdout) == (0, lines(range(35, 40)))
+        assert re.fullmatch(
+            "consumer.py: Kafka does not have the events that were to be read next, going on with those there are: "
+            rf"Fetch offset {place} is out of range for .*{topic}.*\n",
+            done.stderr.decode(),
+        )
+
+
+@pytest.mark.parametrize("group", [[], ["-g", "readers-of-the-deleted"]])
+def test_a_topic_that_is_deleted_while_it_is_read(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, group: list[str]
+) -> None:
+    """It is waited for, and read from its first event on when it is there again."""
+    assert scripts.run("producer", "-t", topic, input=lines(range(20))).returncode == 0
+    consumer = scripts.start("consumer", "-t", topic, *group)
+    consumer.wait_for(lambda it: it.out == lines(range(20)))
+    admin.delete_topics([topic])
+    consumer.wait_for(lambda it: it.err)
+    assert scripts.run("producer", "-t", topic, input=lines(range(100, 150))).returncode == 0
+    consumer.wait_for(lambda it: it.out == lines(range(20)) + lines(range(100, 150)))
+    done = consumer.end(signal.SIGINT)
+    waiting = f"consumer.py: waiting for topic {topic}, which does not exist\n"
+    assert (done.returncode, done.stderr.decode()) == (0, waiting)
+
+
+def test_e_ends_where_the_topic_is_deleted(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    for _ in range(2000):
+        producer.send(topic, b"x" * 1000)
+    producer.flush()
+    unread, out = os.pipe()
+    env = {"KAFKA_FETCH_MAX_BYTES": "10000", "KAFKA_MAX_PARTITION_FETCH_BYTES": "10000"}
+    consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out, env=env)
+    os.close(out)
+    with open(unread, "rb") as reader:
+        printed = reader.read(1)  # it has started, and blocks now, as the pipe is full
+        admin.delete_topics([topic])
+        printed += reader.read()
+    done = consumer.end()
+    assert done.returncode == 1
+    assert re.fullmatch(rf"consumer.py: cannot read topic {topic}: .*UnknownTopic.*\n", done.stderr.decode())
+    assert set(printed.split(b"\n")) == {b"x" * 1000, b""}
+
+
+def test_a_slow_reader_of_50_partitions(scripts: Scripts, topic: str, tmp_path: Path) -> None:
+    """What it does not take stays in Kafka, and not in memory."""
+    path = tmp_path / "lines"
+    path.write_bytes(b"".join(b"%0999d\n" % number for number in range(120_000)))
+    done = scripts.run("producer", "-t", topic, "--partitions", 50, path)
+    assert done.returncode == 0
+    unread, out = os.pipe()
+    consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out)
+    os.close(out)
+    found = bytearray()
+    with open(unread, "rb") as reader:
+        while len(found) < 2_000_000 and consumer.process.poll() is None:
+            found += reader.read(50_000)
+            time.sleep(0.05)  # how slow it is
+        rest = threading.Thread(target=lambda: found.extend(reader.read()))
+        rest.start()
+        memory = watch_memory(consumer)
+        rest.join()
+    assert consumer.end().returncode == 0
+    assert memory < 120
+    assert sorted(found.splitlines()) == path.read_bytes().splitlines()
+
+
+@pytest.mark.stress
+def test_three_million_events(scripts: Scripts, topic: str, admin: KafkaAdminClient, tmp_path: Path) -> None:
+    path, out = tmp_path / "events", tmp_path / "out"
+    with path.open("wb") as file:
+        file.writelines(b"%0170d\n" % number for number in range(3_000_000))
+    producer = scripts.start("producer", "-t", topic, path)
+    most = watch_memory(producer)
+    assert producer.end().stderr.decode() == f"producer.py: published 3000000 events to {topic}\n"
+    assert most < 120
+    with out.open("wb") as file:
+        consumer = scripts.start("consumer", "-t", topic, "-e", stdout=file)
+        most = watch_memory(consumer)
+        assert consumer.end().returncode == 0
+    assert most < 120
+    assert filecmp.cmp(path, out, shallow=False)
+    admin.delete_topics([topic])
+    path.unlink()
+    out.unlink()
+
+
 def test_k_is_the_inverse_of_the_producers(scripts: Scripts, topic: str) -> None:
     data = b"".join(b"key%d:value:%d\n" % (number % 7, number) for number in range(1000)) + b"no key\n:empty\nlast:\n"
     scripts.run("producer", "-t", topic, "-K", ":", "-Z", input=data)
@@ -226,6 +382,41 @@ def test_a_group_goes_on_where_it_stopped(scripts: Scripts, topic: str, kafka: o
 def test_a_group_starts_at_the_latest_event_if_asked(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
     publish(producer, topic, range(10))
     assert scripts.run("consumer", "-t", topic, "-g", topic, "--latest", "-e").stdout == b""
+    publish(producer, topic, range(10, 20))  # while nobody reads: it goes on where it stopped
+    assert scripts.run("consumer", "-t", topic, "-g", topic, "--latest", "-e").stdout == lines(range(10, 20))
+
+
+def test_latest_is_refused_where_the_group_cannot_start_there(
+    scripts: Scripts, topic: str, producer: KafkaProducer
+) -> None:
+    """Kafka takes no offsets from outside for a group that has members; here one reads another topic."""
+    publish(producer, topic, range(10))
+    publish(producer, f"{topic}-2", range(10))
+    member = scripts.start("consumer", "-t", f"{topic}-2", "-g", topic)
+    member.wait_for(lambda it: it.out == lines(range(10)))
+    done = scripts.run("consumer", "-t", topic, "-g", topic, "--latest", "-e")
+    assert (done.returncode, done.stdout) == (1, b"")
+    sentence = f"cannot set where group {topic} starts while it has members: leave out --latest, or stop them"
+    assert done.stderr.decode() == f"consumer.py: {sentence}\n"
+
+
+def test_e_ends_where_the_topic_is_there_again_and_shorter(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    for _ in range(2000):
+        producer.send(topic, b"x" * 1000)
+    producer.flush()
+    unread, out = os.pipe()
+    env = {"KAFKA_FETCH_MAX_BYTES": "10000", "KAFKA_MAX_PARTITION_FETCH_BYTES": "10000"}
+    consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out, env=env)
+    os.close(out)
+    with open(unread, "rb") as reader:
+        reader.read(1)  # it has started, and blocks now, as the pipe is full
+        admin.delete_topics([topic])
+        wait_until(lambda: topic not in admin.list_topics())
+        assert scripts.run("producer", "-t", topic, input=lines(range(10))).returncode == 0
+        reader.read()
+    assert consumer.end().returncode in (0, 1)  # it may have seen it go
 
 
 def test_head_ends_it_silently(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:
