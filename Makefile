@@ -13,7 +13,7 @@ broker: .venv/ready ## a real Kafka on localhost:9092 until Ctrl-C; ARGS=--zooke
 test: lint ## everything that must hold
 	$(BIN)/python -m pytest
 
-stress: .venv/ready ## brokers and group members killed under load, and a secured Kafka
+stress: .venv/ready ## brokers killed under load, many more random moments, millions of events, a secured Kafka
 	$(BIN)/python -m pytest -m stress -n 1
 
 soak: .venv/ready ## twitter-stream.py under faults: each kind once, then a day of a million tweets; ARGS=--help

@@ -30,6 +30,7 @@ ONE_NODE = {
     "transaction.state.log.replication.factor": 1,
     "transaction.state.log.min.isr": 1,
     "group.initial.rebalance.delay.ms": 0,
+    "log.cleaner.backoff.ms": 100,
     "group.min.session.timeout.ms": 500,
     "broker.heartbeat.interval.ms": 500,
     "broker.session.timeout.ms": 3000,  # so long a killed broker has to stay away
@@ -225,12 +226,12 @@ class Broker:
 
 
 class Cluster:
-    """Three brokers, for use in a `with`: each topic on all of them, and two have to have an event."""
+    """Three brokers, for use in a `with`: each topic on all of them, two have to have an event; no topic by itself."""
 
     def __init__(self) -> None:
         ports = free_ports(3)
         names = ("default.replication.factor", "offsets.topic.replication.factor")
-        settings = {**dict.fromkeys(names, 3), "min.insync.replicas": 2}
+        settings = {**dict.fromkeys(names, 3), "min.insync.replicas": 2, "auto.create.topics.enable": "false"}
         self.brokers = [Broker(settings=settings, voters=ports, node=node) for node in (1, 2, 3)]
         self.address = ",".join(each.address for each in self.brokers)
 

@@ -4,14 +4,19 @@ import json
 import random
 import re
 import signal
+import socket
+import socketserver
+import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from broker import Broker, Cluster
+from broker import Broker, Cluster, free_ports
 from x_api import Step, XApi
 
 import pytest
@@ -19,7 +24,6 @@ from conftest import Scripts, read_topic, wait_until
 from kafka import KafkaAdminClient
 
 Read = Callable[[str], list[Any]]
-pytestmark = pytest.mark.stress
 
 
 def numbers(path: Path, count: int) -> Path:
@@ -44,6 +48,7 @@ def test_a_broker_that_is_killed_and_comes_back(
     assert b"".join(record.value + b"\n" for record in read(topic)) == path.read_bytes()
 
 
+@pytest.mark.stress
 def test_a_broker_that_stays_away_beyond_the_delivery_timeout(
     scripts: Scripts, topic: str, read: Read, mortal: Broker, tmp_path: Path
 ) -> None:
@@ -67,6 +72,93 @@ def test_a_broker_that_stays_away_beyond_the_delivery_timeout(
     values = [int(record.value) for record in read(topic)]
     assert values[:published] == list(range(published))
     assert len(values) <= published + failed
+
+
+@pytest.mark.parametrize("in_a_group", [False, True])
+@pytest.mark.parametrize("how", ["killed", "stalled"])
+def test_the_consumer_ends_while_the_broker_is_gone(
+    scripts: Scripts, topic: str, mortal: Broker, admin: KafkaAdminClient, how: str, in_a_group: bool
+) -> None:
+    assert scripts.run("producer", "-t", topic, "-n", 10, "--interval", 0).returncode == 0
+    consumer = scripts.start("consumer", "-t", topic, *(["-g", topic] if in_a_group else []))
+    consumer.wait_for(lambda it: it.out.count(b"\n") == 10)
+    if in_a_group:
+        wait_until(lambda: admin.list_group_offsets({topic: None})[topic])
+    if how == "killed":
+        mortal.kill()
+    else:
+        mortal.server.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        done = consumer.end(signal.SIGTERM)
+        assert time.monotonic() - began < 5
+    finally:
+        mortal.server.process.send_signal(signal.SIGCONT)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-e"], ["-g", "starters", "--latest"]])
+def test_the_consumer_ends_while_the_broker_goes_at_the_start(
+    scripts: Scripts, topic: str, mortal: Broker, arguments: list[str]
+) -> None:
+    """At moments of the first second."""
+    assert scripts.run("producer", "-t", topic, "-n", 10, "--interval", 0, "--partitions", 20).returncode == 0
+    try:
+        for moment in (0, 0.1, 0.2, 0.3, 0.4, 0.6):
+            consumer = scripts.start("consumer", "-t", topic, *arguments)
+            wait_until(consumer.takes_signals)
+            time.sleep(moment)
+            mortal.server.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.2)
+            began = time.monotonic()
+            done = consumer.end(signal.SIGTERM)
+            assert time.monotonic() - began < 5
+            assert (done.returncode in ((0, 143) if "-e" in arguments else (0,)), done.stderr) == (True, b"")
+            mortal.server.process.send_signal(signal.SIGCONT)
+    finally:
+        mortal.server.process.send_signal(signal.SIGCONT)
+
+
+SYNC_GROUP = 14  # of Kafka's requests, whose frames are: size (4 bytes), kind (2 bytes), the rest
+
+
+class Delay(socketserver.BaseRequestHandler):
+    """One connection to the broker `port`; each SyncGroup request goes on two seconds late."""
+
+    port: int
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.port)) as broker, self.request.makefile("rb") as requests:
+            threading.Thread(target=self.answer, args=(broker,), daemon=True).start()
+            while head := requests.read(6):
+                size, kind = struct.unpack(">ih", head)
+                if kind == SYNC_GROUP:
+                    time.sleep(2)
+                broker.sendall(head + requests.read(size - 2))
+
+    def answer(self, broker: socket.socket) -> None:
+        with suppress(OSError):
+            while block := broker.recv(1 << 16):
+                self.request.sendall(block)
+
+
+def test_a_rebalance_that_kafka_python_loses(tmp_path: Path) -> None:
+    """Its last answer comes between two polls, after the waited-for topic was created; then it is begun anew."""
+    [port] = free_ports(1)
+    handler = type("Handler", (Delay,), {"port": port})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
+        proxy.daemon_threads = True
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"127.0.0.1:{proxy.server_address[1]}"
+        with Broker(port, settings={"advertised.listeners": f"PLAINTEXT://{address}"}):
+            scripts = Scripts(tmp_path / "scripts", {"KAFKA_BOOTSTRAP_SERVERS": address})
+            consumer = scripts.start("consumer", "-t", "late", "-g", "readers")
+            consumer.wait_for(lambda it: b"waiting for topic late" in it.err)
+            time.sleep(4)  # it joins the group
+            assert scripts.run("producer", "-t", "late", "-n", 10, "--interval", 0).returncode == 0
+            consumer.wait_for(lambda it: it.out.count(b"\n") == 10)
+            assert consumer.end(signal.SIGTERM).returncode == 0
+        proxy.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +185,7 @@ def values(cluster: Cluster, topic: str) -> list[bytes]:
     return [record.value for record in read_topic(cluster.address, topic)]
 
 
+@pytest.mark.stress
 def test_a_leader_is_killed_while_all_three_scripts_run(
     cluster_scripts: Scripts, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -125,6 +218,7 @@ def test_a_leader_is_killed_while_all_three_scripts_run(
     assert len(tweets) > sent
 
 
+@pytest.mark.stress
 def test_two_of_three_brokers_are_away(cluster_scripts: Scripts, cluster: Cluster) -> None:
     watcher = cluster_scripts.start("consumer", "-t", "few")
     env = {"STREAM_TEST_SECOND": "0.2"}
@@ -145,25 +239,46 @@ def test_two_of_three_brokers_are_away(cluster_scripts: Scripts, cluster: Cluste
     assert done.stderr.decode().endswith("producer.py: published 2 events to few\n")
 
 
+@pytest.mark.stress
+def test_a_topic_is_deleted_where_kafka_creates_none_by_itself(cluster_scripts: Scripts, cluster: Cluster) -> None:
+    env = {"STREAM_TEST_SECOND": "0.2", "KAFKA_DELIVERY_TIMEOUT_MS": "5000"}
+    producer = cluster_scripts.start("producer", "-t", "gone", "--interval", "0.01", env=env)
+    assert cluster_scripts.run("consumer", "-t", "gone", "-n", 50).returncode == 0
+    admin = KafkaAdminClient(bootstrap_servers=cluster.address)
+    admin.delete_topics(["gone"])
+    began = time.monotonic()
+    done = producer.end()
+    assert time.monotonic() - began < 5 + 15
+    assert "gone" not in admin.list_topics()
+    admin.close()
+    told = done.stderr.decode()
+    assert done.returncode == 1
+    assert re.search(r"\d events, \d+/s, waiting for Kafka: Topic gone not found\n", told)
+    assert re.search(
+        r"published \d+ events to gone, \d+ failed: event \d+ of \d+ bytes: .*KAFKA_DELIVERY_TIMEOUT_MS.*\n$", told
+    )
+
+
 def printed(output: bytes) -> list[tuple[int, int]]:
     """Partition and offset of each whole line of JSON."""
     events = [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
     return [(event["partition"], event["offset"]) for event in events]
 
 
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.stress)])
 def test_a_group_member_is_killed_and_another_takes_over(
-    scripts: Scripts, topic: str, read: Read, admin: KafkaAdminClient, tmp_path: Path
+    scripts: Scripts, topic: str, read: Read, admin: KafkaAdminClient, tmp_path: Path, count: int
 ) -> None:
-    """At 20 random moments. What was committed had been printed, and the other goes on right there."""
+    """At random moments. What was committed had been printed, and the other goes on right there."""
     path = numbers(tmp_path / "numbers", 20_000)
     assert scripts.run("producer", "-t", topic, "--partitions", 2, path).returncode == 0
     every = [(record.partition, record.offset) for record in read(topic)]
     env = {"KAFKA_SESSION_TIMEOUT_MS": "1000", "KAFKA_HEARTBEAT_INTERVAL_MS": "300"}
     chance = random.Random(3)
-    moments = [chance.randrange(20_000) for _ in range(20)]
+    moments = [chance.randrange(20_000) for _ in range(count)]
 
-    def one_round(moment: int) -> None:
-        group = f"{topic}-{moment}"
+    def one_round(index: int) -> None:
+        moment, group = moments[index], f"{topic}-{index}"
         arguments = ("consumer", "-t", topic, "-g", group, "--json")
         member = scripts.start(*arguments, env=env)
         member.wait_for(lambda it: it.out.count(b"\n") > moment)
@@ -177,4 +292,28 @@ def test_a_group_member_is_killed_and_another_takes_over(
         assert sorted(second) == [each for each in every if each[1] >= committed.get(each[0], 0)]
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(one_round, moments))
+        list(pool.map(one_round, range(count)))
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.stress)])
+def test_members_come_and_go_while_a_group_reads(scripts: Scripts, topic: str, rounds: int) -> None:
+    """What was printed is committed before a partition goes to another member: nothing is printed twice."""
+    producer = scripts.start("producer", "-t", topic, "--partitions", 4, "-n", 100_000_000, "--interval", 0)
+    env = {"KAFKA_HEARTBEAT_INTERVAL_MS": "100"}  # so they hear of each other soon
+    arguments = ("consumer", "-t", topic, "-g", topic, "--json")
+    first = scripts.start(*arguments, env=env)
+    chance = random.Random(5)
+    output = b""
+    for _ in range(rounds):
+        other = scripts.start(*arguments, env=env)
+        other.wait_for(lambda it: it.out)
+        time.sleep(chance.uniform(0, 1))  # a random moment
+        done = other.end(chance.choice([signal.SIGINT, signal.SIGTERM]))
+        assert (done.returncode, done.stderr) == (0, b"")
+        output += done.stdout
+    told = producer.end(signal.SIGINT).stderr
+    total = int(told.split()[2])
+    first.wait_for(lambda it: it.out.count(b"\n") + output.count(b"\n") >= total, 60)
+    output += first.end(signal.SIGTERM).stdout
+    places = printed(output)
+    assert len(places) == len(set(places)) == total
