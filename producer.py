@@ -42,6 +42,25 @@ SECOND = float(os.environ.get("STREAM_TEST_SECOND", "1"))  # between messages an
 ENDING, BLOCK = 6.0, 1 << 16  # seconds for what is in flight at an early end; bytes to read at once
 
 
+class Sticky(StickyPartitioner):  # type: ignore[misc]  # kafka-python has no types
+    """An event without a key goes to the same partition until a batch is full.
+
+    Its parent looks for the partition with each event, and hashes a key where there is but one partition: that
+    takes 5 and 10 % longer.
+    """
+
+    chosen: int | None = None
+
+    def partition(self, topic: str, key: bytes | None, *others: Any) -> int | None:
+        if self.chosen is None or (key is not None and len(others[-1].partitions_for_topic(topic) or ()) > 1):
+            self.chosen = super().partition(topic, key, *others)
+        return self.chosen
+
+    def on_new_batch(self, *place: Any) -> None:
+        super().on_new_batch(*place)
+        self.chosen = None
+
+
 class Flight(deque[tuple[int, int, Any]]):
     """Events on their way to Kafka, oldest first: number in the source, bytes, future; and the counts."""
 
@@ -105,7 +124,7 @@ def publish(
     published once Kafka has acknowledged it.
     """
     ours = {"linger_ms": 5, "batch_size": min(BATCH_BYTES, limit), "delivery_timeout_ms": 1000 * patience}
-    options = client_settings(KafkaProducer, partitioner=StickyPartitioner(), max_block_ms=2000, **ours)
+    options = client_settings(KafkaProducer, partitioner=Sticky(), max_block_ms=2000, **ours)
     options["max_request_size"] = min(options.get("max_request_size", EVENT_BYTES), limit)
     options.setdefault("request_timeout_ms", min(30_000, options["delivery_timeout_ms"] - options["linger_ms"]))
     producer = connect(KafkaProducer, options)
