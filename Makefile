@@ -19,6 +19,9 @@ stress: .venv/ready ## brokers killed under load, many more random moments, mill
 soak: .venv/ready ## twitter-stream.py under faults: each kind once, then a day of a million tweets; ARGS=--help
 	@$(BIN)/python tests/soak.py $(ARGS)
 
+bench: .venv/ready ## measure the scripts beside what else there is; ARGS=--help
+	@$(BIN)/python tests/bench.py $(ARGS)
+
 lint: .venv/ready ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,4 +36,4 @@ clean: ## remove what the other targets have made here
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo broker test stress soak lint clean
+.PHONY: help demo broker test stress soak bench lint clean

@@ -50,10 +50,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def class_path(version: str) -> str:
+def class_path(version: str, artifact: str = "kafka_2.13") -> str:
     """The jars of that Kafka version, fetched once and cached by jgo (44 MB)."""
     try:
-        jars = jgo.build(f"org.apache.kafka:kafka_2.13:{version}+org.slf4j:slf4j-simple:1.7.36").all_jars
+        jars = jgo.build(f"org.apache.kafka:{artifact}:{version}+org.slf4j:slf4j-simple:1.7.36").all_jars
     except (OSError, RuntimeError, ValueError) as error:
         reason = re.findall(r"[^()'\"]+", str(error))[-1].strip(" :")  # what is innermost
         raise BrokerError(

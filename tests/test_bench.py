@@ -1,0 +1,27 @@
+"""tests/bench.py with few events: the parts that need no Java run, and say what they are to say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+
+def test_the_bench_runs(tmp_path: Path) -> None:
+    bench, parts = str(REPOSITORY / "tests" / "bench.py"), ["tweets", "latency", "growth", "many"]
+    done = subprocess.run(
+        [sys.executable, bench, "--rounds", "1", "--scale", "0.001", *parts],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=True,
+    )
+    assert re.search(r"^\| \*\*producer.py\*\* \| 1.00 \|", done.stdout, re.MULTILINE)
+    assert re.search(r"^\| \*\*twitter-stream.py\*\* \| [\d.]+ \|", done.stdout, re.MULTILINE)
+    assert re.search(r"median \d+ ms, 95 % within \d+ ms", done.stdout)
+    assert len(re.findall(r"^\| [\d,]+ \|", done.stdout, re.MULTILINE)) == 4 + 3
+    assert "failed" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
