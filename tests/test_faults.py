@@ -10,20 +10,17 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from broker import Broker, Cluster, free_ports
 from x_api import Step, XApi
 
 import pytest
-from conftest import Scripts, read_topic, wait_until
+from conftest import Read, Scripts, read_topic, wait_until
 from kafka import KafkaAdminClient
-
-Read = Callable[[str], list[Any]]
 
 
 def numbers(path: Path, count: int) -> Path:

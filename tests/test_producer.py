@@ -21,11 +21,10 @@ from typing import Any
 from broker import Broker
 
 import pytest
-from conftest import Running, Scripts, wait_until
+from conftest import Read, Running, Scripts, wait_until
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-Read = Callable[[str], list[Any]]
 ODD = [
     b"",
     b"\x00",
