@@ -55,27 +55,9 @@ class Stop:
             self._end = before
 
 
-gc.set_threshold(100_000, 50, 1000)  # the events in flight are no garbage: looking through them took a tenth longer
-stop = Stop()
-for each in (signal.SIGINT, signal.SIGTERM):  # before the next imports, as they take 0.3 s
-    signal.signal(each, stop.handle)
-if hasattr(signal, "setitimer"):  # wakes what blocks each second, lest a signal that came just before waits (POSIX)
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # before Python takes the handler away
-
-from dotenv import dotenv_values  # noqa: E402
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors  # noqa: E402
-
-ENV_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
-# Not for .env: decided by flags, or what the scripts promise rests on them
-FIXED = {"group_id", "auto_offset_reset", "enable_auto_commit", "exclude_internal_topics", "acks", "transactional_id"}
-EVERY = KafkaAdminClient.DEFAULT_CONFIG | KafkaConsumer.DEFAULT_CONFIG | KafkaProducer.DEFAULT_CONFIG
-# {KAFKA_<NAME>: name} of those that text can express
-NAMES = {f"KAFKA_{n.upper()}": n for n in EVERY.keys() - FIXED if isinstance(EVERY[n], (str, float, int, type(None)))}
-CHOICES = {"true": True, "false": False, **{p.lower(): p for p in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")}}
-# What the client says: what it means, what to do
+# What Python or the client says: what it means, what to do
 CAUSES = {
+    "No module named": "install the packages, see Install in README.md (pip install -r requirements.txt)",
     "ECONNREFUSED|10061|DNS|no answer": "is Kafka running there, is KAFKA_BOOTSTRAP_SERVERS right?",
     "Handshake|SSL|frame length": "no TLS connection, check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*",
     "Sasl|uthentication|socket disconnected|NoneType": "check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*",
@@ -93,9 +75,11 @@ def tell(message: object, live: bool = False) -> None:
     for secret in secrets:
         text = text.replace(secret, "***")
     text = text if len(text) < 500 else f"{text[:300]} ... {text[-190:]}"
-    line = f"\r{text[:79] if live else text:<79}" if os.isatty(2) else text
     with suppress(OSError):  # nobody listens: the exit status still speaks
-        os.write(2, line.encode(errors="backslashreplace") + b"\n" * (not live))
+        if os.isatty(2):
+            width = (os.get_terminal_size(2).columns or 80) - 1  # in the last column some terminals wrap; 0: unknown
+            text = f"\r{text[:width] if live else text:<{width}}"
+        os.write(2, text.encode(errors="backslashreplace") + b"\n" * (not live))
 
 
 def fail(sentence: str, status: int = 1) -> NoReturn:
@@ -107,6 +91,30 @@ def fail(sentence: str, status: int = 1) -> NoReturn:
 def explain(error: object) -> str:
     """What an error of a client, or a reason from its log, means."""
     return next((f"{cause}: " for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "") + str(error)
+
+
+gc.set_threshold(100_000, 50, 1000)  # the events in flight are no garbage: looking through them took a tenth longer
+stop = Stop()
+for each in (signal.SIGINT, signal.SIGTERM):  # before the next imports, as they take 0.3 s
+    signal.signal(each, stop.handle)
+if hasattr(signal, "setitimer"):  # wakes what blocks each second, lest a signal that came just before waits (POSIX)
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # before Python takes the handler away
+
+# Before the next imports, too: they may not be installed
+sys.excepthook = lambda _kind, error, _traceback: tell(explain(error))
+
+from dotenv import dotenv_values  # noqa: E402
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors  # noqa: E402
+
+ENV_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
+# Not for .env: decided by flags, or what the scripts promise rests on them
+FIXED = {"group_id", "auto_offset_reset", "enable_auto_commit", "exclude_internal_topics", "acks", "transactional_id"}
+EVERY = KafkaAdminClient.DEFAULT_CONFIG | KafkaConsumer.DEFAULT_CONFIG | KafkaProducer.DEFAULT_CONFIG
+# {KAFKA_<NAME>: name} of those that text can express
+NAMES = {f"KAFKA_{n.upper()}": n for n in EVERY.keys() - FIXED if isinstance(EVERY[n], (str, float, int, type(None)))}
+CHOICES = {"true": True, "false": False, **{p.lower(): p for p in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")}}
 
 
 class Reasons(logging.Handler):
@@ -132,7 +140,6 @@ class Reasons(logging.Handler):
 logging.basicConfig(handlers=[reasons := Reasons()])  # warnings and errors
 logging.getLogger("kafka").setLevel(logging.WARNING)  # it writes passwords to its debug log
 logging.getLogger("kafka.consumer.fetcher").setLevel(logging.INFO)  # only there it says what is gone
-sys.excepthook = lambda _kind, error, _traceback: tell(explain(error))
 sys.unraisablehook = lambda _unraisable: None  # KafkaProducer.__del__ raises after a delivery has failed
 
 

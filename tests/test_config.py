@@ -2,19 +2,20 @@
 
 import ast
 import contextlib
+import importlib.util
 import io
+import itertools
 import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import tokenize
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import REPOSITORY, SOURCES, Scripts
+from conftest import REPOSITORY, SOURCES, Running, Scripts
 
 ALL = ["producer", "consumer", "twitter-stream"]
 TOKEN = {"BEARER_TOKEN": "secret-token"}
@@ -235,7 +236,23 @@ def test_the_sources_are_small() -> None:
     assert total < 630
 
 
-def test_the_producer_and_the_consumer_do_not_need_requests(lone_scripts: Scripts) -> None:
-    for script in ("producer", "consumer"):
-        code = f"import sys; sys.modules['requests'] = None; import {script}"
-        subprocess.run([sys.executable, "-c", code], cwd=lone_scripts.folder, check=True)
+@pytest.mark.parametrize("script", ALL)
+@pytest.mark.parametrize("missing", ["dotenv", "kafka", "requests"])
+def test_a_package_that_is_not_installed(lone_scripts: Scripts, tmp_path: Path, script: str, missing: str) -> None:
+    """An interpreter without site-packages has of the three those that stand before the missing one."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in itertools.takewhile(lambda name: name != missing, ["dotenv", "kafka", "requests"]):
+        found = importlib.util.find_spec(name)
+        assert found
+        assert found.origin
+        (packages / name).symlink_to(Path(found.origin).parent)
+    options: dict[str, Any] = {"env": {"PYTHONPATH": str(packages)}}
+    command = lone_scripts.call(script, ("--help",), options)
+    done = Running([command[0], "-S", *command[1:]], options).end()
+    if missing == "requests" and script != "twitter-stream":
+        assert (done.returncode, done.stderr) == (0, b"")
+    else:
+        assert (done.returncode, done.stdout) == (1, b"")
+        advice = "install the packages, see Install in README.md (pip install -r requirements.txt)"
+        assert done.stderr.decode() == f"{script}.py: {advice}: No module named '{missing}'\n"

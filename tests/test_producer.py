@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import json
 import os
@@ -9,7 +10,9 @@ import pty
 import random
 import re
 import signal
+import struct
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -521,16 +524,27 @@ def test_an_outage_beyond_the_delivery_timeout_with_a_bound_of_events_in_flight(
     assert scripts.run("consumer", "-t", topic, "-n", 1).stdout == b"first\n"
 
 
-def test_on_a_terminal_it_makes_sample_events_and_shows_its_progress(scripts: Scripts, topic: str) -> None:
+@pytest.mark.parametrize("columns", [0, 24, 120], ids=["unknown", "narrow", "wide"])
+def test_on_a_terminal_it_makes_sample_events_and_shows_its_progress(
+    scripts: Scripts, topic: str, columns: int
+) -> None:
+    """In a line that fills the terminal but for its last column, so that it neither wraps nor leaves debris."""
     master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     options = {"stdin": terminal, "stderr": terminal}
     done = scripts.start("producer", "-t", topic, "-n", 4, "--interval", "0.6", **options).end()
     assert done.returncode == 0
     os.close(terminal)
     shown = os.read(master, 10_000).decode()
     os.close(master)
-    assert re.search(r"\rproducer.py: [123] events, [12]/s +\r", shown)
-    assert re.search(rf"\rproducer.py: published 4 events to {topic} *\r\n$", shown)
+    width = (columns or 80) - 1
+    nothing, *live, last, end = shown.split("\r")
+    assert (nothing, end) == ("", "\n")
+    assert live
+    for line in live:
+        assert re.fullmatch("producer.py: [123] events, " + ("" if columns == 24 else "[12]/s +"), line)
+        assert len(line) == width
+    assert last == f"producer.py: published 4 events to {topic}".ljust(width)
 
 
 def test_on_a_terminal_it_shows_how_much_of_the_file_is_read(scripts: Scripts, topic: str, tmp_path: Path) -> None:
