@@ -19,6 +19,7 @@ import json
 import os
 import select
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -86,9 +87,7 @@ def find_ends(consumer: Any, options: Any) -> dict[TopicPartition, int]:
     partitions = [TopicPartition(options.topic, number) for number in consumer.partitions_for_topic(options.topic)]
     if not partitions:
         check_missing(options.topic, waits=not options.e)
-    ends: dict[TopicPartition, int] = {}
-    if partitions and (options.e or options.latest):
-        ends = consumer.end_offsets(partitions)
+    ends: dict[TopicPartition, int] = consumer.end_offsets(partitions) if options.e or options.latest else {}
     if options.latest and options.g:  # not by auto_offset_reset: that would lose what comes before the first commit
         new = {each: end for each, end in ends.items() if end and consumer.committed(each) is None}
         if new and not commit(consumer, new):
@@ -96,10 +95,12 @@ def find_ends(consumer: Any, options: Any) -> dict[TopicPartition, int]:
     return ends
 
 
-def print_events(consumer: Any, options: Any) -> None:
-    """Print events until the options, a signal or the reader's end say that it is enough."""
-    topic, left = options.topic, options.n
-    ends = stop.interruptible(find_ends, consumer, options, end=os._exit)  # before there is anything to lose
+def polls(consumer: Any, options: Any, ends: dict[TopicPartition, int]) -> Iterator[list[Any]]:
+    """The events that come, poll by poll, until a signal or, with -e, the ends.
+
+    Between two polls it puts right what Kafka has changed, and what kafka-python has lost.
+    """
+    topic = options.topic
     # A pattern: only the list of all topics never creates one (kafka-python 3.0.12 ignores its own setting)
     pattern = f"^{topic}$".replace(".", r"\.")
     consumer.subscribe(pattern=pattern)
@@ -108,32 +109,41 @@ def print_events(consumer: Any, options: Any) -> None:
             consumer.poll(100)
         for partition, offset in ends.items():
             consumer.seek(partition, offset)
-    out = os.fdopen(1, "wb", closefd=False)  # not sys.stdout.buffer: with python -u that writes in parts
-    reader = select.poll() if hasattr(select, "poll") else None  # Windows tells of a closed pipe only at a write
-    if reader:
-        reader.register(1, 0)
-    there, settled = False, time.monotonic()
-    while not (stop.number or left == 0 or (reader and reader.poll(0)) or (options.e and is_at_end(consumer, ends))):
-        polled = consumer.poll(POLL_MS, max_records=min(left or BATCH, BATCH)).values()
+    there, settled = bool(ends), time.monotonic()  # whether the topic was there, when the group was last settled
+    while not (stop.number or (options.e and is_at_end(consumer, ends))):
+        polled = consumer.poll(POLL_MS, max_records=BATCH).values()
+        yield [r for each in polled for r in each if not options.e or r.offset < ends.get((topic, r.partition), 0)]
         before, there = there, bool(consumer.subscription())
         if before and not there:  # it has been deleted
             check_missing(topic, waits=not options.e)
         if options.e and not polled:  # an end may have moved back, as the topic was deleted and is there again
             with suppress(errors.KafkaError):
-                ends = {each: min(end, ends[each]) for each, end in consumer.end_offsets(ends, ANSWER_MS).items()}
+                ends |= {each: min(end, ends[each]) for each, end in consumer.end_offsets(ends, ANSWER_MS).items()}
         if "rebalancing" not in consumer.group_metadata().state:
             settled = time.monotonic()
         elif time.monotonic() > settled + REBALANCE:
             stop.interruptible(consumer.unsubscribe, end=os._exit)  # all that is printed is committed, or cannot be
             consumer.subscribe(pattern=pattern)
             there, settled = False, time.monotonic()
-        records = [r for each in polled for r in each if not options.e or r.offset < ends.get((topic, r.partition), 0)]
-        if records:
-            out.write(b"".join([(as_json(r) if options.json else as_line(r, options.K)) + b"\n" for r in records]))
-            out.flush()
-            left = left and left - len(records)
+
+
+def print_events(consumer: Any, options: Any) -> None:
+    """Print events until the options, a signal or the reader's end say that it is enough."""
+    ends = stop.interruptible(find_ends, consumer, options, end=os._exit)  # before there is anything to lose
+    out = os.fdopen(1, "wb", closefd=False)  # not sys.stdout.buffer: with python -u that writes in parts
+    reader = select.poll() if hasattr(select, "poll") else None  # Windows tells of a closed pipe only at a write
+    if reader:
+        reader.register(1, 0)
+    left = options.n
+    for records in polls(consumer, options, ends):
+        records = records[:left]
+        out.write(b"".join([(as_json(r) if options.json else as_line(r, options.K)) + b"\n" for r in records]))
+        out.flush()
         if records and options.g:
-            commit(consumer, {TopicPartition(topic, r.partition): r.offset + 1 for r in records})
+            commit(consumer, {TopicPartition(options.topic, r.partition): r.offset + 1 for r in records})
+        left = left and left - len(records)
+        if left == 0 or (reader and reader.poll(0)):
+            break
 
 
 def main(argv: list[str] | None = None) -> int:
