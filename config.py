@@ -89,7 +89,7 @@ def fail(sentence: str, status: int = 1) -> NoReturn:
 
 
 def explain(error: object) -> str:
-    """What an error of a client, or a reason from its log, means."""
+    """What an error of Python or of a client, or a reason from a client's log, means."""
     return next((f"{cause}: " for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "") + str(error)
 
 
@@ -229,7 +229,6 @@ def connect(client: Any, options: dict[str, Any]) -> Any:
         os._exit(1)
 
     watchdog = threading.Timer(8.0, give_up)  # seconds
-    watchdog.daemon = True
     watchdog.start()
     try:
         # Not by an exception, which kafka-python's loop may keep to itself, and wait on

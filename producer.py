@@ -75,8 +75,9 @@ class Flight(deque[tuple[int, int, Any]]):
     def settle(self, unit: str, seconds: float) -> None:
         """Wait until the oldest event is acknowledged or has failed, and count it."""
         number, size, future = self.popleft()
-        self.bytes, since = self.bytes - size, future.is_done or time.monotonic()
-        while not future.is_done and time.monotonic() < min(since + seconds, min(stop.at, self.broke) + ENDING):
+        self.bytes -= size
+        end = time.monotonic() + seconds
+        while not future.is_done and time.monotonic() < min(end, stop.at + ENDING, self.broke + ENDING):
             with suppress(errors.KafkaError):
                 future.get(0.25)
         if not future.succeeded():
@@ -104,20 +105,19 @@ def report(flight: Flight, done: threading.Event, unit: str, note: Any, total: i
 
 def send(producer: KafkaProducer, topic: str, key: bytes | None, value: bytes | None, seconds: float) -> Any:
     """Send an event; ask so many seconds for the topic's partitions, should Kafka know of none."""
-    end = 0.0
+    end = time.monotonic() + seconds
     while True:
         try:
             return producer.send(topic, value, key)
         except errors.KafkaTimeoutError:
-            end = end or time.monotonic() + seconds
             if stop.number or time.monotonic() > end:
                 raise
 
 
 def publish(
     events: Iterable[Event], topic: str, limit: int, unit: str, note: Any = str, total: int = 0, patience: int = 120
-) -> int:
-    """Deliver all events, tell how many, and return the exit status.
+) -> None:
+    """Deliver all events and tell how many; end with status 1 where some were not delivered.
 
     `limit` is what the topic takes, in bytes, `unit` what an event is called, `note()` what the source has to
     add, `total` the source's bytes if known, `patience` how many seconds Kafka may take. An event counts as
@@ -153,7 +153,7 @@ def publish(
                 flight.settle(unit, seconds)
             # After a signal the source ends by itself, with what it has read
             if flight.reason and flight.broke <= time.monotonic():
-                return 1
+                break
     finally:
         while flight:
             flight.settle(unit, seconds)
@@ -165,7 +165,6 @@ def publish(
         if flight.failed:
             fail(f"{summary}, {flight.failed} failed: {flight.reason}")
         tell(summary)
-    return 0
 
 
 def create_topic(topic: str, n: int, configs: dict[str, str]) -> int:
@@ -248,7 +247,8 @@ def main(argv: list[str] | None = None) -> int:
     stop.endless = not paths and not options.n
     limit = create_topic(options.topic, options.partitions, dict(options.topic_config))
     events = keyed(read_lines(paths, limit, unread), options.K, options.Z) if paths else samples(options.interval)
-    return publish(itertools.islice(events, options.n), options.topic, limit, "event", total=total) or 2 * bool(unread)
+    publish(itertools.islice(events, options.n), options.topic, limit, "event", total=total)
+    return 2 if unread else 0
 
 
 if __name__ == "__main__":

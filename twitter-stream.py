@@ -58,6 +58,85 @@ class Session(requests.Session):
         return None
 
 
+def parse(text: bytes) -> dict[str, Any]:
+    """The JSON object, or an empty one."""
+    try:
+        value = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def problems(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The message itself, and the errors in it."""
+    inner = message.get("errors")
+    return [message, *(each for each in (inner if isinstance(inner, list) else []) if isinstance(each, dict))]
+
+
+def words(body: bytes) -> str:
+    """X's own words in a problem: title, detail, messages; else the text of the page."""
+    parts = (each.get(name) for each in problems(parse(body)) for name in ("title", "detail", "message"))
+    text = ": ".join(str(part) for part in parts if part) or re.sub(r"<[^>]*>", " ", body.decode(errors="replace"))
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What is at the bottom of an error that requests and urllib3 have wrapped."""
+    wrapped = (getattr(error, "reason", None), *error.args)
+    return next((innermost(each) for each in wrapped if isinstance(each, BaseException)), error)
+
+
+def blocks(response: requests.Response, troubles: list[Any]) -> Iterator[bytes]:
+    """What the body brings; the error that it ends with goes to `troubles`, so that nothing before is lost."""
+    try:
+        yield from read_blocks(partial(response.raw.read1, decode_content=True))
+    except (OSError, HTTPError) as error:
+        troubles.append(error)
+
+
+def refuse(response: requests.Response, minutes: int | None) -> NoReturn:
+    """Raise Refused, or end, with what X says where its status is not 200."""
+    status, body, end = response.status_code, b"", time.monotonic() + ANSWER
+    for block in blocks(response, []):
+        body += block
+        if len(body) > BLOCK or time.monotonic() > end:
+            break
+    text = f"{status} {words(body) or response.reason}"
+    if status == 400 and minutes:
+        raise Refused(f"{text}; going on without backfill", "backfill", 0.0)
+    if status in REFUSALS and (status != 429 or "UsageCapExceeded" in text):
+        fail(f"X refuses: {text}; {REFUSALS[status]}", 2 if status == 400 else 1)
+    reset = response.headers.get("x-rate-limit-reset", "")
+    until = float(reset) + random.uniform(0, 5) if status == 429 and re.fullmatch("[0-9]{1,10}", reset) else 0.0
+    raise Refused(text, "rate" if status == 429 else "http", until if until < time.time() + DAY else 0.0)
+
+
+def look(line: bytes | int, alive: bool) -> tuple[str, str]:
+    """The tweet's id, if the line is one, and what is wrong with it; neither where it is a keep-alive.
+
+    Raises Refused where X says with it that the connection ends.
+    """
+    if line in (b"\r\n", b"\n", b"\r"):
+        return "", ""
+    if isinstance(line, int) or not line.endswith(b"\n"):
+        return "", "a line over 1 MiB" if isinstance(line, int) else "a line that broke off"
+    message = parse(line)
+    data = message.get("data")
+    if isinstance(data, dict) and isinstance(data.get("id"), str) and data["id"]:
+        return data["id"], ""
+    for problem in problems(message):
+        if "connection_issue" in problem or "operational-disconnect" in f"{problem.get('title')} {problem.get('type')}":
+            raise Refused(words(line), "" if alive and "connection_issue" not in problem else "http", 0.0)
+    return "", "a message without data.id" if message else "a line that is no JSON object"
+
+
+def wait(rule: str, times: int) -> float:
+    """Seconds until the next connect after so many failures of a kind in a row; spread, as clients are many."""
+    first, longest = WAITS.get(rule, (0.0, 0.0))
+    growth = times if rule in ("offline", "network") else 2 ** min(times - 1, 20)
+    return min(first * growth, longest / 1.2) * random.uniform(1, 1.2)
+
+
 def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float, backfill: bool) -> Iterator[Event]:
     """X's tweets, as (id, line), over as many connections as it takes.
 
@@ -66,7 +145,7 @@ def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float
     help against.
     """
     failures: Counter[str] = Counter()  # in a row, by what has failed
-    ends: deque[float] = deque(maxlen=CONNECTS)  # of the last connections; X has seen their connects before
+    ends = deque([-math.inf] * CONNECTS, CONNECTS)  # of the last connections; X has seen their connects before
     seen: OrderedDict[str, None] = OrderedDict()  # ids, with backfill
     told: dict[str, float] = {}  # by kind of skipped line: when to tell the next
     heard = 0.0  # when we were last up to date, by the clock that runs on while a machine sleeps
@@ -109,93 +188,13 @@ def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float
             reason, until = str(cause).split("): ", 1)[-1].rstrip("."), 0.0
         backfill = backfill and rule != "backfill"
         failures[rule] += 1
-        seconds = max(wait(rule, failures[rule]) * second, until - time.time())
         if rule != "offline":
             ends.append(time.monotonic())
-        if len(ends) == CONNECTS:
-            seconds = max(seconds, ends[0] + WINDOW * second - time.monotonic())
+        metered = ends[0] + WINDOW * second - time.monotonic()
+        seconds = max(wait(rule, failures[rule]) * second, until - time.time(), metered)
         tell(f"{reason}; reconnecting in {seconds:.1f} s")
         stop.interruptible(time.sleep, seconds)
         counts["reconnects"] += 1
-
-
-def blocks(response: requests.Response, troubles: list[Any]) -> Iterator[bytes]:
-    """What the body brings; the error that it ends with goes to `troubles`, so that nothing before is lost."""
-    try:
-        yield from read_blocks(partial(response.raw.read1, decode_content=True))
-    except (OSError, HTTPError) as error:
-        troubles.append(error)
-
-
-def wait(rule: str, times: int) -> float:
-    """Seconds until the next connect after so many failures of a kind in a row; spread, as clients are many."""
-    first, longest = WAITS.get(rule, (0.0, 0.0))
-    growth = times if rule in ("offline", "network") else 2 ** min(times - 1, 20)
-    return min(first * growth, longest / 1.2) * random.uniform(1, 1.2)
-
-
-def look(line: bytes | int, alive: bool) -> tuple[str, str]:
-    """The tweet's id, if the line is one, and what is wrong with it; neither where it is a keep-alive.
-
-    Raises Refused where X says with it that the connection ends.
-    """
-    if line in (b"\r\n", b"\n", b"\r"):
-        return "", ""
-    if isinstance(line, int) or not line.endswith(b"\n"):
-        return "", "a line over 1 MiB" if isinstance(line, int) else "a line that broke off"
-    message = parse(line)
-    data = message.get("data")
-    if isinstance(data, dict) and isinstance(data.get("id"), str) and data["id"]:
-        return data["id"], ""
-    for problem in problems(message):
-        if "connection_issue" in problem or "operational-disconnect" in f"{problem.get('title')} {problem.get('type')}":
-            raise Refused(words(line), "" if alive and "connection_issue" not in problem else "http", 0.0)
-    return "", "a message without data.id" if message else "a line that is no JSON object"
-
-
-def refuse(response: requests.Response, minutes: int | None) -> NoReturn:
-    """Raise Refused, or end, with what X says where its status is not 200."""
-    status, body, end = response.status_code, b"", time.monotonic() + ANSWER
-    for block in blocks(response, []):
-        body += block
-        if len(body) > BLOCK or time.monotonic() > end:
-            break
-    text = f"{status} {words(body) or response.reason}"
-    if status == 400 and minutes:
-        raise Refused(f"{text}; going on without backfill", "backfill", 0.0)
-    if status in REFUSALS and (status != 429 or "UsageCapExceeded" in text):
-        fail(f"X refuses: {text}; {REFUSALS[status]}", 2 if status == 400 else 1)
-    reset = response.headers.get("x-rate-limit-reset", "")
-    until = float(reset) + random.uniform(0, 5) if status == 429 and re.fullmatch("[0-9]{1,10}", reset) else 0.0
-    raise Refused(text, "rate" if status == 429 else "http", until if until < time.time() + DAY else 0.0)
-
-
-def parse(text: bytes) -> dict[str, Any]:
-    """The JSON object, or an empty one."""
-    try:
-        value = json.loads(text.decode())
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {}
-
-
-def problems(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """The message itself, and the errors in it."""
-    inner = message.get("errors")
-    return [message, *(each for each in (inner if isinstance(inner, list) else []) if isinstance(each, dict))]
-
-
-def words(body: bytes) -> str:
-    """X's own words in a problem: title, detail, messages; else the text of the page."""
-    parts = (each.get(name) for each in problems(parse(body)) for name in ("title", "detail", "message"))
-    text = ": ".join(str(part) for part in parts if part) or re.sub(r"<[^>]*>", " ", body.decode(errors="replace"))
-    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
-
-
-def innermost(error: BaseException) -> BaseException:
-    """What is at the bottom of an error that requests and urllib3 have wrapped."""
-    wrapped = (getattr(error, "reason", None), *error.args)
-    return next((innermost(each) for each in wrapped if isinstance(each, BaseException)), error)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -232,7 +231,8 @@ def main(argv: list[str] | None = None) -> int:
     def note() -> str:
         return " (" + ", ".join(f"{count} {what}" for what, count in list(counts.items())) + ")"
 
-    return publish(tweets, options.topic, limit, "tweet", note, patience=PATIENCE)
+    publish(tweets, options.topic, limit, "tweet", note, patience=PATIENCE)
+    return 0
 
 
 if __name__ == "__main__":
