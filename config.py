@@ -61,8 +61,9 @@ CAUSES = {
     "ECONNREFUSED|10061|DNS|no answer": "is Kafka running there, is KAFKA_BOOTSTRAP_SERVERS right?",
     "Handshake|SSL|frame length": "no TLS connection, check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*",
     "Sasl|uthentication|socket disconnected|NoneType": "check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*",
-    "invalid records": "a compacted topic takes only events with a key, see -K",
+    "invalid records|Compacted topic": "a compacted topic takes only events with a key, see -K",
     "AuthorizationFailed": "no right to do this, the user needs an ACL",
+    "UnknownTopic": "there is no such topic, check -t",
     "Expiring|RequestTimedOut": "Kafka took longer than KAFKA_DELIVERY_TIMEOUT_MS",
     "SizeTooLarge|ListTooLarge": "more than KAFKA_MAX_REQUEST_SIZE or the topic's max.message.bytes",
 }
@@ -215,7 +216,7 @@ def client_settings(client: Any, **ours: Any) -> dict[str, Any]:
             if name in client.DEFAULT_CONFIG:
                 options[name] = CHOICES[text.lower()] if kind is bool or "protocol" in name else kind(text)
         except (KeyError, ValueError):  # not shown: it may be a secret in the wrong place
-            fail(f"{variable} is to be of type {kind.__name__}, see .env.example", 2)
+            fail(f"{variable} cannot have this value, as its type is {kind.__name__}; see .env.example", 2)
     if "SSL" in options.get("security_protocol", ""):
         check_tls(options.get)
     return options
