@@ -152,14 +152,14 @@ def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float
     while True:
         minutes = min(max(math.ceil((time.time() - heard) / second / 60), 1), 5) if backfill and heard else None
         behind = time.time() if minutes else 0.0  # since when we have been catching up
-        alive, last = False, math.inf  # whether this connection has brought something, and when it did so last
+        last = 0.0  # when this connection brought something last; 0: it has not
         troubles = [OSError("X ended the stream")]
         try:
             with stop.interruptible(get, minutes) as response:
                 if response.status_code != 200:
                     refuse(response, minutes)
                 for line in split(blocks(response, troubles), LINE_BYTES):
-                    now, (tweet, kind) = time.time(), look(line, alive)
+                    now, (tweet, kind) = time.time(), look(line, bool(last))
                     if kind:
                         counts["skipped"] += 1
                         if now >= told.get(kind, 0):
@@ -167,9 +167,8 @@ def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float
                             tell(f"skipped {kind}" + (f": {words(line)}" if isinstance(line, bytes) else ""))
                         continue
                     # Kafka may have held us up, and X may have given us up meanwhile
-                    behind, last = (now if now > last + SILENCE * second else behind), now
+                    behind, last = (now if last and now > last + SILENCE * second else behind), now
                     heard = now if now >= behind + SILENCE * second else heard
-                    alive = True
                     if tweet in seen:
                         counts["duplicates"] += 1
                     elif tweet and isinstance(line, bytes):
@@ -184,7 +183,7 @@ def stream(get: Callable[[int | None], Any], counts: Counter[str], second: float
             reason, rule, until = error.args
         except (OSError, HTTPError, ValueError) as error:  # requests' and urllib3's
             cause = innermost(error)
-            rule = "offline" if isinstance(cause, ConnectTimeoutError) else "" if alive else "network"
+            rule = "offline" if isinstance(cause, ConnectTimeoutError) else "" if last else "network"
             reason, until = str(cause).split("): ", 1)[-1].rstrip("."), 0.0
         backfill = backfill and rule != "backfill"
         failures[rule] += 1
