@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections import deque
@@ -227,8 +228,7 @@ def keyed(lines: Iterable[bytes | int], sep: bytes | None, tombstones: bool) -> 
 def samples(interval: float) -> Iterator[Event]:
     """One JSON object an event: its number, from 1, and the time."""
     for number in itertools.count(1):
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        yield None, json.dumps({"number": number, "time": moment}).encode()
+        yield None, json.dumps({"number": number, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
         stop.interruptible(time.sleep, interval)
 
 
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--topic-config", metavar="NAME=VALUE", type=PAIR, action="append", default=[], help="likewise")
     parser.add_argument("files", metavar="FILE", nargs="*", help="lines to publish; - is standard input")
     options = parser.parse_args(argv)
-    paths = options.files or ([] if stat.S_ISCHR(os.fstat(0).st_mode) else ["-"])
+    paths = options.files or ([] if sys.stdin is None or stat.S_ISCHR(os.fstat(0).st_mode) else ["-"])
     total = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
     unread: list[str] = []
     stop.endless = not paths and not options.n

@@ -148,6 +148,12 @@ def test_sample_events_go_to_the_new_topic_sample(scripts: Scripts, admin: Kafka
     assert all(datetime.fromisoformat(event["time"]).tzinfo for event in events)
 
 
+def test_sample_events_where_standard_input_is_closed(scripts: Scripts, topic: str, read: Read) -> None:
+    done = scripts.run("producer", "-t", topic, "-n", 2, "--interval", 0, preexec_fn=lambda: os.close(0))
+    assert (done.returncode, done.stderr.decode()) == (0, f"producer.py: published 2 events to {topic}\n")
+    assert [json.loads(record.value)["number"] for record in read(topic)] == [1, 2]
+
+
 def test_interval_paces_sample_events(scripts: Scripts, topic: str, read: Read) -> None:
     scripts.run("producer", "-t", topic, "-n", 4, "--interval", "0.3")
     times = [record.timestamp for record in read(topic)]
