@@ -22,6 +22,9 @@ soak: .venv/ready ## twitter-stream.py under faults: each kind once, then a day 
 bench: .venv/ready ## measure the scripts beside what else there is; ARGS=--help
 	@$(BIN)/python tests/bench.py $(ARGS)
 
+picture: .venv/ready ## docs/demo.svg, of what the demo prints
+	@$(BIN)/python tests/demo.py 2>&1 | $(BIN)/python tests/picture.py > docs/demo.svg
+
 lint: .venv/ready ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +39,4 @@ clean: ## remove what the other targets have made here
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help demo broker test stress soak bench lint clean
+.PHONY: help demo broker test stress soak bench picture lint clean
