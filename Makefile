@@ -23,7 +23,8 @@ bench: .venv/ready ## measure the scripts beside what else there is; ARGS=--help
 	@$(BIN)/python tests/bench.py $(ARGS)
 
 picture: .venv/ready ## docs/demo.svg, of what the demo prints
-	@$(BIN)/python tests/demo.py 2>&1 | $(BIN)/python tests/picture.py > docs/demo.svg
+	@$(BIN)/python tests/demo.py > .venv/demo.txt 2>&1
+	@$(BIN)/python tests/picture.py < .venv/demo.txt > docs/demo.svg
 
 lint: .venv/ready ## style and types
 	$(BIN)/ruff check .
@@ -35,7 +36,7 @@ clean: ## remove what the other targets have made here
 
 .venv/ready: requirements.txt tests/requirements.txt
 	@echo "installing the packages into .venv"
-	@$(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 

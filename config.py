@@ -216,7 +216,7 @@ def client_settings(client: Any, **ours: Any) -> dict[str, Any]:
             if name in client.DEFAULT_CONFIG:
                 options[name] = CHOICES[text.lower()] if kind is bool or "protocol" in name else kind(text)
         except (KeyError, ValueError):  # not shown: it may be a secret in the wrong place
-            fail(f"{variable} cannot have this value, as its type is {kind.__name__}; see .env.example", 2)
+            fail(f"{variable} cannot have this value, see .env.example; its type is {kind.__name__}", 2)
     if "SSL" in options.get("security_protocol", ""):
         check_tls(options.get)
     return options

@@ -69,7 +69,7 @@ def class_path(version: str, artifact: str = "kafka_2.13") -> str:
         needed = jgo.resolve(f"org.apache.kafka:{artifact}:{version}+org.slf4j:slf4j-simple:1.7.36")
         jars = [fetch(each) for each in needed]
     except (OSError, RuntimeError, ValueError) as error:
-        reason = re.findall(r"[^()'\"]+", str(error))[-1].strip(" :")  # what is innermost
+        reason = [type(error).__name__, *re.findall(r"[^()'\"]+", str(error))][-1].strip(" :")  # what is innermost
         raise BrokerError(
             f"cannot fetch the packages of Kafka {version} (needed once, 44 MB): {reason}; check the network or proxy"
         ) from error

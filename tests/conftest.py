@@ -137,8 +137,8 @@ class Scripts:
 def pytest_configure(config: pytest.Config) -> None:
     """Fetch the packages of Kafka before the tests run side by side, as jgo cannot do that twice at a time."""
     if not hasattr(config, "workerinput"):
-        for version in (KRAFT, ZOOKEEPER):
-            class_path(version)
+        for needed in ((KRAFT,), (ZOOKEEPER,), (KRAFT, "kafka-tools")):
+            class_path(*needed)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

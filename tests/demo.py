@@ -45,7 +45,7 @@ def main() -> int:
             step("python twitter-stream.py -n 5 --param tweet.fields=created_at,lang", env)
             step("python consumer.py -e", env, events=12)
             step("python consumer.py -e --json", env, events=12)
-    except BrokerError as error:
+    except (BrokerError, subprocess.TimeoutExpired) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

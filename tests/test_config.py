@@ -140,13 +140,13 @@ NO_SETTING = "{} in .* is no setting of these scripts, do you mean {}\\?"
         ("BEARER_TOKEN=first\nsecondhalf", NO_SETTING.format("a line", ".*")),
         (
             "KAFKA_SECURITY_PROTOCOL=SASL-SSL",
-            "KAFKA_SECURITY_PROTOCOL cannot have this value, as its type is str; see .env.example",
+            "KAFKA_SECURITY_PROTOCOL cannot have this value, see .env.example; its type is str",
         ),
         ("what is this", ".*: could not parse statement starting at line 1"),
-        ("KAFKA_LINGER_MS=soon", "KAFKA_LINGER_MS cannot have this value, as its type is int; see .env.example"),
+        ("KAFKA_LINGER_MS=soon", "KAFKA_LINGER_MS cannot have this value, see .env.example; its type is int"),
         (
             "KAFKA_SSL_CHECK_HOSTNAME=maybe",
-            "KAFKA_SSL_CHECK_HOSTNAME cannot have this value, as its type is bool; see .env.example",
+            "KAFKA_SSL_CHECK_HOSTNAME cannot have this value, see .env.example; its type is bool",
         ),
         ("KAFKA_CLIENT_DNS_LOOKUP=foo", "KAFKA_\\* settings: client_dns_lookup must be one of .*"),
         ("KAFKA_ENABLE_IDEMPOTENCE=true\nKAFKA_RETRIES=0", "KAFKA_\\* settings: .*incompatible.*"),

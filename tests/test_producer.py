@@ -145,7 +145,7 @@ def test_sample_events_go_to_the_new_topic_sample(scripts: Scripts, admin: Kafka
     assert done.stderr == b"producer.py: published 5 events to sample\n"
     events = [json.loads(record.value) for record in read("sample")]
     assert [event["number"] for event in events] == [1, 2, 3, 4, 5]
-    assert all(datetime.fromisoformat(event["time"]).tzinfo for event in events)
+    assert all(datetime.strptime(event["time"], "%Y-%m-%dT%H:%M:%S%z").tzinfo for event in events)
 
 
 def test_sample_events_where_standard_input_is_closed(scripts: Scripts, topic: str, read: Read) -> None:
