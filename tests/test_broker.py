@@ -98,8 +98,9 @@ def test_the_stand_in_by_hand() -> None:
     assert [tweet["lang"] for tweet in tweets] == ["en", "ja", "ar"]
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(url)
-    assert refused.value.code == 401
-    assert json.load(refused.value)["title"] == "Unauthorized"
+    with refused.value as answer:
+        assert answer.code == 401
+        assert json.load(answer)["title"] == "Unauthorized"
     assert api.end(signal.SIGINT).returncode == 0
 
 

@@ -299,6 +299,7 @@ def test_members_come_and_go_while_a_group_reads(scripts: Scripts, topic: str, r
     env = {"KAFKA_HEARTBEAT_INTERVAL_MS": "100"}  # so they hear of each other soon
     arguments = ("consumer", "-t", topic, "-g", topic, "--json")
     first = scripts.start(*arguments, env=env)
+    first.wait_for(lambda it: it.out)
     chance = random.Random(5)
     output = b""
     for _ in range(rounds):
