@@ -497,7 +497,9 @@ def test_a_signal_while_kafka_is_away(
     done = producer.end(signal.SIGINT)
     assert time.monotonic() - began < 10
     assert done.returncode == 1
-    published, failed = counts(done.stderr.splitlines(keepends=True)[-1])
+    *waits, summary = done.stderr.splitlines(keepends=True)
+    assert all(b", waiting for Kafka: " in line for line in waits)
+    published, failed = counts(summary)
     assert failed > 0
     kafka.server.process.send_signal(signal.SIGCONT)
     numbers = [json.loads(record.value)["number"] for record in read(topic)]
