@@ -1,240 +1,422 @@
-"""What the three scripts share: signals, messages, settings, the connection to Kafka.
+"""Settings and the Kafka connection.
 
-Settings come from `.env` beside the scripts, overridden by the environment: BEARER_TOKEN,
-STREAM_URL, and KAFKA_<NAME> for the setting <name> of kafka-python's clients.
+Settings come from `.env` next to the scripts; environment variables override it. They are
+BEARER_TOKEN, STREAM_URL, and KAFKA_<NAME> for the kafka-python client setting <name>.
 """
 
-import argparse
-import atexit
 import difflib
 import functools
-import gc
 import logging
 import os
+import queue
 import re
-import signal
 import ssl
-import sys
 import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import urlsplit
 
+from cli import fail, register_secret, say
 
-class Stop:
-    """SIGINT and SIGTERM ask for an orderly end; the next one ends the process at once.
-
-    A handler that raises could tear a record that is being appended, so it only takes a note,
-    and ends what `interruptible` runs.
-    """
-
-    number, at = 0, float("inf")  # the signal, and time.monotonic() when it came
-    endless = False  # whether being stopped is the normal end of this run
-    _end: Callable[[int], object] = staticmethod(lambda _status: None)
-
-    @property
-    def status(self) -> int:
-        """Of a process that ends because of it."""
-        return 128 + self.number if self.number and not self.endless else 0
-
-    def handle(self, number: int, _frame: object) -> None:
-        if self.number:
-            os._exit(128 + number)
-        self.number, self.at = number, time.monotonic()
-        self._end(self.status)
-
-    def interruptible(self, function: Callable[..., Any], *arguments: Any, end: Any = sys.exit) -> Any:
-        """Call what may block; a signal that comes, or has come before, calls `end` with the status."""
-        before, self._end = self._end, end
-        try:
-            if self.number:
-                end(self.status)
-            return function(*arguments)
-        finally:
-            self._end = before
-
-
-# What Python or the client says: what it means, what to do
-CAUSES = {
-    "No module named": "install the packages, see Install in README.md (pip install -r requirements.txt)",
-    "ECONNREFUSED|10061|DNS|no answer": "is Kafka running there, is KAFKA_BOOTSTRAP_SERVERS right?",
-    "Handshake|SSL|frame length": "no TLS connection, check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*",
-    "Sasl|uthentication|socket disconnected|NoneType": "check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*",
-    "invalid records|Compacted topic": "a compacted topic takes only events with a key, see -K",
-    "AuthorizationFailed": "no right to do this, the user needs an ACL",
-    "UnknownTopic": "there is no such topic, check -t",
-    "Expiring|RequestTimedOut": "Kafka took longer than KAFKA_DELIVERY_TIMEOUT_MS",
-    "SizeTooLarge|ListTooLarge": "more than KAFKA_MAX_REQUEST_SIZE or the topic's max.message.bytes",
-}
-secrets: set[str] = set()  # what no message may show
-
-
-def tell(message: object, live: bool = False) -> None:
-    """Write a line to standard error, the middle of a very long one left out; the next overwrites a live one."""
-    text = f"{os.path.basename(sys.argv[0])}: {message}"
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    text = text if len(text) < 500 else f"{text[:300]} ... {text[-190:]}"
-    with suppress(OSError):  # nobody listens: the exit status still speaks
-        if os.isatty(2):
-            width = (os.get_terminal_size(2).columns or 80) - 1  # in the last column some terminals wrap; 0: unknown
-            text = f"\r{text[:width] if live else text:<{width}}"
-        os.write(2, text.encode(errors="backslashreplace") + b"\n" * (not live))
-
-
-def fail(sentence: str, status: int = 1) -> NoReturn:
-    """End with a sentence that says what happened, to what, and what to do."""
-    tell(sentence)
-    raise SystemExit(status)
-
-
-def explain(error: object) -> str:
-    """What an error of Python or of a client, or a reason from a client's log, means."""
-    return next((f"{cause}: " for pattern, cause in CAUSES.items() if re.search(pattern, str(error))), "") + str(error)
-
-
-gc.set_threshold(100_000, 50, 1000)  # the events in flight are no garbage: looking through them took a tenth longer
-stop = Stop()
-for each in (signal.SIGINT, signal.SIGTERM):  # before the next imports, as they take 0.3 s
-    signal.signal(each, stop.handle)
-if hasattr(signal, "setitimer"):  # wakes what blocks each second, lest a signal that came just before waits (POSIX)
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # before Python takes the handler away
-
-# Before the next imports, too: they may not be installed
-sys.excepthook = lambda _kind, error, _traceback: tell(explain(error))
-
-from dotenv import dotenv_values  # noqa: E402
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors  # noqa: E402
+from dotenv.parser import Binding, parse_stream
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
 
 ENV_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
-# Not for .env: decided by flags, or what the scripts promise rests on them
-FIXED = {"group_id", "auto_offset_reset", "enable_auto_commit", "exclude_internal_topics", "acks", "transactional_id"}
-EVERY = KafkaAdminClient.DEFAULT_CONFIG | KafkaConsumer.DEFAULT_CONFIG | KafkaProducer.DEFAULT_CONFIG
-# {KAFKA_<NAME>: name} of those that text can express
-NAMES = {f"KAFKA_{n.upper()}": n for n in EVERY.keys() - FIXED if isinstance(EVERY[n], (str, float, int, type(None)))}
-CHOICES = {"true": True, "false": False, **{p.lower(): p for p in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")}}
+CONNECT_SECONDS = 8.0
+
+CLIENT_DEFAULTS = (
+    KafkaAdminClient.DEFAULT_CONFIG | KafkaConsumer.DEFAULT_CONFIG | KafkaProducer.DEFAULT_CONFIG
+)
+# Not configurable: flags set them, or the scripts' guarantees depend on them
+FIXED_SETTINGS = {
+    "acks",
+    "auto_offset_reset",
+    "enable_auto_commit",
+    "exclude_internal_topics",
+    "group_id",
+    "transactional_id",
+}
+# Not configurable: Python objects, although their default is None
+OBJECT_SETTINGS = {
+    "key_deserializer",
+    "key_serializer",
+    "sasl_oauth_token_provider",
+    "ssl_context",
+    "value_deserializer",
+    "value_serializer",
+}
+# {KAFKA_<NAME>: name} for the settings that can be given as text
+SETTINGS_BY_VARIABLE = {
+    f"KAFKA_{name.upper()}": name
+    for name, default in CLIENT_DEFAULTS.items()
+    if name not in FIXED_SETTINGS | OBJECT_SETTINGS
+    and isinstance(default, (str, float, int, type(None)))
+}
+KNOWN_VARIABLES = {"BEARER_TOKEN", "STREAM_URL", *SETTINGS_BY_VARIABLE}
+SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+PASSWORD_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
-class Reasons(logging.Handler):
-    """The newest reason for trouble: only kafka-python's log says why a broker cannot be reached.
+class Explanation(NamedTuple):
+    """The cause of an error in plain words, and what to do about it."""
 
-    It also is what tells of events that are gone before they were read.
+    cause: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.cause}. {self.advice}" if self.advice else self.cause
+
+
+CHECK_SERVERS = "Is it running there? Check KAFKA_BOOTSTRAP_SERVERS."
+CHECK_TLS = "Check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*."
+CHECK_SASL = "Check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*."
+NOT_AUTHORIZED = Explanation(
+    "not authorized", "Grant the user this permission, for example with kafka-acls.sh."
+)
+NO_GROUP_RIGHT = NOT_AUTHORIZED._replace(cause="not authorized to use the consumer group")
+TIMED_OUT = Explanation("Kafka did not respond in time")
+NO_KEY = Explanation("a compacted topic accepts only events with a key", "Use -K.")
+TOO_LARGE = Explanation("larger than the topic's max.message.bytes or KAFKA_MAX_REQUEST_SIZE")
+# The first type that an error is an instance of wins
+ERROR_EXPLANATIONS: dict[type[Exception], Explanation] = {
+    errors.GroupAuthorizationFailedError: NO_GROUP_RIGHT,
+    errors.AuthorizationError: NOT_AUTHORIZED,
+    errors.UnknownTopicOrPartitionError: Explanation("no such topic", "Check -t."),
+    errors.MessageSizeTooLargeError: TOO_LARGE,
+    errors.RecordListTooLargeError: TOO_LARGE,
+    errors.RequestTimedOutError: TIMED_OUT,
+    errors.KafkaTimeoutError: TIMED_OUT,
+    errors.InvalidRecordError: NO_KEY,
+}
+# The first pattern that matches a message of the client wins; {} is what its group has captured
+MESSAGE_EXPLANATIONS = {
+    # Windows reports a refused connection as 10061, or as 10053 when it is tried twice
+    r"ECONNREFUSED|Error: 100(?:61|53)\b": Explanation("connection refused", CHECK_SERVERS),
+    r"DNS lookup failed for (\S+):\d+": Explanation(
+        "unknown host {}", "Check KAFKA_BOOTSTRAP_SERVERS and the broker's advertised.listeners."
+    ),
+    r"no response": Explanation("no response", CHECK_SERVERS),
+    r"\[SSL[^]]*\] (.*?)\.? \(_ssl": Explanation("TLS failed: {}", CHECK_TLS),
+    r"InvalidReceiveError": Explanation("not a Kafka response", CHECK_TLS),
+    r"SaslAuthenticationFailedError: (?!Sasl)(.*)": Explanation("login refused: {}", CHECK_SASL),
+    r"UnsupportedSaslMechanism|IllegalSaslState": Explanation(
+        "the broker does not support this login", CHECK_SASL
+    ),
+    r"socket disconnected": Explanation("the broker closed the connection", CHECK_SASL),
+    r"AuthorizationFailed": NOT_AUTHORIZED,
+    r"batch which had .* invalid records": NO_KEY,  # Kafka rejects the whole batch
+    r"Topic (\S+) not found": Explanation("no such topic: {}"),
+}
+
+
+def explain(error: Exception) -> Explanation:
+    """Explain an error raised by the Kafka client."""
+    for kind, explanation in ERROR_EXPLANATIONS.items():
+        if isinstance(error, kind):
+            return explanation
+    if isinstance(error, errors.BrokerResponseError):
+        words = _message(error) or error.description
+        if words:
+            return Explanation(words.rstrip("."))
+    return explain_message(str(error))
+
+
+def explain_message(message: str) -> Explanation:
+    """Explain a message from the client's log; return an unknown one as it is."""
+    for pattern, explanation in MESSAGE_EXPLANATIONS.items():
+        match = re.search(pattern, message)
+        if match:
+            return explanation._replace(cause=explanation.cause.format(*match.groups()))
+    return Explanation(message)
+
+
+def _message(error: Exception) -> str:
+    """Return the error's message without the name of its class."""
+    return " ".join(map(str, error.args))
+
+
+class ClientLog(logging.Handler):
+    """Handles kafka-python's log, the only place that says why a broker is unreachable.
+
+    `reason` is the latest such reason. With `verbose`, every record at INFO or above is shown
+    with secrets masked. DEBUG is never enabled: at that level the client logs what it sends,
+    including passwords.
     """
 
-    last = "no answer"
-    pattern = re.compile(
-        r"DNS lookup.*|could not parse.*|Topic \S* not found|(?:n to .*? failed|lost|left\)): (?!.*DNS)(.*?)( \(back|$)"
+    DEFAULT_REASON = "no response"
+    REASON = re.compile(
+        r"(DNS lookup failed for \S+:\d+)"
+        r"|(Topic \S+ not found)"
+        # Bootstrap connection to bootstrap-0 failed: KafkaConnectionError: 111 … (backoff 0.09 …)
+        r"|(?:Bootstrap connection to .*? failed|Connection lost|attempts left\)): (?!.*DNS)"
+        r"(.*?)(?: \(backoff .*)?$"
     )
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason = self.DEFAULT_REASON
+        self.verbose = False
+
     def emit(self, record: logging.LogRecord) -> None:
-        found = self.pattern.search(text := record.getMessage())
-        if record.name == "kafka.consumer.fetcher" and re.search("out of range|Truncation detected", text):
-            tell(f"Kafka does not have the events that were to be read next, going on with those there are: {text}")
-        # A refused login is often read as a mere end of the connection, but not each time
-        if found and not ("Sasl" in self.last and "disconnected" in found[0]):
-            self.last = found[1] or found[0]
+        message = record.getMessage()
+        if self.verbose:
+            say(f"{record.name}: {message}")
+        match = self.REASON.search(message)
+        if match and not self._follows_refusal(message):
+            self.reason = next(filter(None, match.groups()), self.DEFAULT_REASON)
+
+    def _follows_refusal(self, message: str) -> bool:
+        """Whether this is only the end of a connection that was refused for the known reason."""
+        was_refused = "Sasl" in self.reason or "InvalidReceive" in self.reason
+        return was_refused and "disconnected" in message
+
+    def clear_reason(self) -> None:
+        """Clear the reason, because the problem is over."""
+        self.reason = self.DEFAULT_REASON
 
 
-logging.basicConfig(handlers=[reasons := Reasons()])  # warnings and errors
-logging.getLogger("kafka").setLevel(logging.WARNING)  # it writes passwords to its debug log
-logging.getLogger("kafka.consumer.fetcher").setLevel(logging.INFO)  # only there it says what is gone
-sys.unraisablehook = lambda _unraisable: None  # KafkaProducer.__del__ raises after a delivery has failed
+@functools.cache
+def client_log() -> ClientLog:
+    """Return the process's only ClientLog, installing it on first use."""
+    handler = ClientLog()
+    logger = logging.getLogger("kafka")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    return handler
 
 
-def checked(pattern: str, what: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
-    """The type of an argument that is to look like `pattern`."""
-
-    def parse(text: str) -> Any:
-        if re.fullmatch(pattern, text, re.ASCII):
-            return convert(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
-
-    return parse
-
-
-TOPIC = checked(r"(?!\.{1,2}$)[\w.-]{1,249}", "topic name: 1 to 249 letters, digits, '.', '_' and '-'")
-COUNT = checked(r"0*[1-9]\d{0,8}", "whole number from 1 to 999999999", int)
-SECONDS = checked(r"\d{1,9}(\.\d*)?", "number of seconds", float)
-PAIR = checked(r"[^=]+=.+", "NAME=VALUE", lambda text: text.partition("=")[::2])
-
-
-class Parser(argparse.ArgumentParser):
-    """`--help` opens with what the script does; a usage error is one sentence."""
-
-    def __init__(self, text: str | None) -> None:
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(usage=argparse.SUPPRESS, description=text, formatter_class=form, allow_abbrev=False)
-        self.add_argument("-n", metavar="COUNT", type=COUNT, help="end after COUNT events")
-        self.add_argument("-t", dest="topic", metavar="TOPIC", type=TOPIC, default="sample", help="default: sample")
-
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; see --help", 2)
+def show_client_log() -> None:
+    """Print kafka-python's log to standard error (-v)."""
+    client_log().verbose = True
+    logging.getLogger("kafka").setLevel(logging.INFO)
 
 
 @functools.cache
 def settings() -> dict[str, str]:
-    """What .env and the environment set, by name; nothing else may stand in .env."""
-    known = {"BEARER_TOKEN", "STREAM_URL", *NAMES}
-    try:
-        found = dotenv_values(ENV_FILE, interpolate=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        fail(f"cannot read {ENV_FILE}: {error}", 2)
-    if "could not parse" in reasons.last:
-        fail(f"{ENV_FILE}: {reasons.last}", 2)
-    for name in sorted(found.keys() - known):
-        near = difflib.get_close_matches(name.upper(), known, 1, 0)[0]
-        what = name if found[name] else "a line"  # without a = it may be the rest of a secret
-        fail(f"{what} in {ENV_FILE} is no setting of these scripts, do you mean {near}?", 2)
-    held = any(found[name] for name in found if re.search("TOKEN|PASSWORD", name))
-    if held and os.name == "posix" and os.stat(ENV_FILE).st_mode & 0o004:
-        tell(f"every user of this machine can read the secrets in {ENV_FILE}: chmod 600 {ENV_FILE}")
-    return {name: value for name, value in [*found.items(), *os.environ.items()] if value}
+    """Return the settings in .env and the environment by name, without empty values."""
+    values = {
+        name: value
+        for source in (read_env_file(), os.environ)
+        for name, value in source.items()
+        if value
+    }
+    for name, value in values.items():
+        if _is_secret(name):
+            register_secret(value)
+        elif "PROXY" in name.upper():
+            register_secret(_password_in(value))
+    return values
 
 
-def check_tls(get: Callable[..., Any]) -> None:
-    """End where a file for TLS cannot be used: the client would only try again, or ask for the key's password."""
-    names = "KAFKA_SSL_CAFILE"
+def read_env_file() -> dict[str, str]:
+    """Read .env; exit if it is unreadable, malformed or contains an unknown setting."""
+    path = _display_path(ENV_FILE)
     try:
-        context = ssl.create_default_context(cafile=get("ssl_cafile"))
-        names = "KAFKA_SSL_CERTFILE, KAFKA_SSL_KEYFILE or KAFKA_SSL_PASSWORD"
-        if get("ssl_certfile"):
-            context.load_cert_chain(get("ssl_certfile"), get("ssl_keyfile"), get("ssl_password", ""))
+        with open(ENV_FILE, encoding="utf-8-sig") as file:
+            bindings = list(parse_stream(file))
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError:
+        fail(f"cannot read {path}: it is not UTF-8 text. Save it as UTF-8.", 2)
     except OSError as error:
-        fail(f"cannot use {names}: {error}", 2)
+        fail(f"cannot read {path}: {error.strerror}", 2)
+    for binding in bindings:
+        check_env_line(binding, path)
+    values = {binding.key: binding.value or "" for binding in bindings if binding.key}
+    warn_if_world_readable(values, path)
+    return values
 
 
-def client_settings(client: Any, **ours: Any) -> dict[str, Any]:
-    """Ours, overridden by .env and the environment; typed after the client's defaults."""
-    options, given = {"bootstrap_servers": "localhost:9092", "reconnect_backoff_max_ms": 1000, **ours}, settings()
-    for variable in NAMES.keys() & given.keys():
-        name, text = NAMES[variable], given[variable]
-        kind = int if name.endswith("_bytes") else str if EVERY[name] is None else type(EVERY[name])
+def check_env_line(binding: Binding, path: str) -> None:
+    """Exit if a line of .env is not a setting, without showing its value."""
+    is_known = binding.key in KNOWN_VARIABLES
+    is_bare = binding.key and binding.value is None
+    if binding.error or (is_bare and not is_known):
+        # Do not show it: without a = it may be the rest of a secret
+        fail(f"line {_line_number(binding)} of {path} is not NAME=VALUE. See .env.example.", 2)
+    if binding.key and not is_known:
+        name = binding.key.upper()
+        [nearest] = difflib.get_close_matches(name, KNOWN_VARIABLES, n=1, cutoff=0)
+        fail(f"unknown setting {binding.key} in {path}; did you mean {nearest}?", 2)
+
+
+def _line_number(binding: Binding) -> int:
+    """Return the line of .env on which the binding's text begins, after any empty lines."""
+    text = binding.original.string
+    empty_lines = text[: len(text) - len(text.lstrip())].count("\n")
+    return binding.original.line + empty_lines
+
+
+def warn_if_world_readable(values: dict[str, str], path: str) -> None:
+    """Warn if any user on this machine can read the secrets in .env."""
+    has_secret = any(value for name, value in values.items() if _is_secret(name))
+    if has_secret and os.name == "posix" and os.stat(ENV_FILE).st_mode & 0o004:
+        say(f"{path} contains secrets, but any user can read it. Run: chmod 600 {path}")
+
+
+def _is_secret(name: str) -> bool:
+    return name == "BEARER_TOKEN" or (name.startswith("KAFKA_") and name.endswith("PASSWORD"))
+
+
+def _password_in(url: str) -> str | None:
+    try:
+        return urlsplit(url).password
+    except ValueError:
+        return None
+
+
+def _display_path(path: str) -> str:
+    """Shorten the path of a file in the current directory to its name."""
+    return os.path.basename(path) if os.path.dirname(path) == os.getcwd() else path
+
+
+def client_options(client_class: Any, **defaults: Any) -> dict[str, Any]:
+    """Return a client's options: the defaults, overridden by .env and the environment.
+
+    Each value has the type of the client's own default; settings unknown to this client are left
+    out.
+    """
+    options = {
+        "bootstrap_servers": "localhost:9092",
+        "reconnect_backoff_max_ms": 1000,
+        **defaults,
+    }
+    values = settings()
+    for variable in sorted(SETTINGS_BY_VARIABLE.keys() & values.keys()):
+        name = SETTINGS_BY_VARIABLE[variable]
         try:
-            if name in client.DEFAULT_CONFIG:
-                options[name] = CHOICES[text.lower()] if kind is bool or "protocol" in name else kind(text)
-        except (KeyError, ValueError):  # not shown: it may be a secret in the wrong place
-            fail(f"{variable} cannot have this value, see .env.example; its type is {kind.__name__}", 2)
-    if "SSL" in options.get("security_protocol", ""):
-        check_tls(options.get)
+            value = parse_setting(name, values[variable])
+        except ValueError as error:  # do not show the value: it may be a misplaced secret
+            fail(f"{variable} must be {error}. See .env.example.", 2)
+        if name in client_class.DEFAULT_CONFIG:
+            options[name] = value
+    check_sasl(options)
+    check_tls(options)
     return options
 
 
-def connect(client: Any, options: dict[str, Any]) -> Any:
-    """A connected client, or the end with the reason why there is none within 8 seconds."""
+def parse_setting(name: str, text: str) -> object:
+    """Convert a setting to the type the client expects.
 
-    def give_up() -> None:  # not left to the client: a TLS handshake that nobody answers never ends
-        tell(f"no connection to Kafka at {options['bootstrap_servers']}: {explain(reasons.last)}")
-        os._exit(1)
+    Raise ValueError with a message saying what the value must be.
+    """
+    default = CLIENT_DEFAULTS[name]
+    if name == "security_protocol":
+        return _parse_choice(text, {protocol: protocol for protocol in SECURITY_PROTOCOLS})
+    if isinstance(default, bool):
+        return _parse_choice(text, {"true": True, "false": False})
+    if isinstance(default, int) or name.endswith("_bytes"):
+        return _parse_number(text, int, "a whole number")
+    if isinstance(default, float):
+        return _parse_number(text, float, "a number")
+    return text
 
-    watchdog = threading.Timer(8.0, give_up)  # seconds
-    watchdog.start()
+
+def _parse_choice(text: str, choices: dict[str, Any]) -> object:
+    """Return the value of the choice that the text names, in capitals or not."""
+    for name, value in choices.items():
+        if text.lower() == name.lower():
+            return value
+    *others, last = choices
+    raise ValueError(f"{', '.join(others)} or {last}")
+
+
+def _parse_number(text: str, convert: Callable[[str], object], expected: str) -> object:
     try:
-        # Not by an exception, which kafka-python's loop may keep to itself, and wait on
-        return stop.interruptible(lambda: client(**options), end=os._exit)
-    except (errors.KafkaConfigurationError, ValueError, TypeError, AssertionError) as error:
-        fail(f"KAFKA_* settings: {error}", 2)
-    finally:
-        watchdog.cancel()
+        return convert(text)
+    except ValueError:
+        raise ValueError(expected) from None
+
+
+def check_sasl(options: dict[str, Any]) -> None:
+    """Exit if a SASL setting is missing: the client would just keep retrying."""
+    protocol = options.get("security_protocol", "")
+    if not protocol.startswith("SASL"):
+        return
+    required = ["sasl_mechanism"]
+    if options.get("sasl_mechanism") in PASSWORD_MECHANISMS:
+        required += ["sasl_plain_username", "sasl_plain_password"]
+    for name in required:
+        if not options.get(name):
+            fail(f"KAFKA_{name.upper()} is missing; {protocol} needs it. See .env.example.", 2)
+
+
+def check_tls(options: dict[str, Any]) -> None:
+    """Exit if a TLS file is unusable.
+
+    The client would just keep retrying, or prompt for the key's password on the terminal.
+    """
+    if not options.get("security_protocol", "").endswith("SSL"):
+        return
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        check_readable(name, options.get(name))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ca_file, certificate = options.get("ssl_cafile"), options.get("ssl_certfile")
+    key = options.get("ssl_keyfile") or certificate
+    try:
+        if ca_file:
+            context.load_verify_locations(ca_file)
+    except ssl.SSLError as error:
+        fail(f"cannot use {ca_file} (KAFKA_SSL_CAFILE): {_tls_reason(error)}", 2)
+    try:
+        if certificate:
+            context.load_cert_chain(certificate, key, options.get("ssl_password") or "")
+    except ssl.SSLError as error:
+        fail(
+            f"cannot use {certificate} (KAFKA_SSL_CERTFILE) with key {key}: {_tls_reason(error)}. "
+            "Check KAFKA_SSL_KEYFILE and KAFKA_SSL_PASSWORD.",
+            2,
+        )
+
+
+def check_readable(name: str, path: str | None) -> None:
+    """Exit if the file named by a setting is unreadable."""
+    if not path:
+        return
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        fail(f"cannot read {path} (KAFKA_{name.upper()}): {error.strerror}", 2)
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    """Return OpenSSL's error message without its codes."""
+    text = re.sub(r"^\[[^]]*\] | \(_ssl.*$", "", str(error.args[-1]))
+    return "wrong password or not a PEM file" if text == "PEM lib" else text
+
+
+def connect(client_class: Any, options: dict[str, Any]) -> Any:
+    """Return a connected client; exit with the reason on failure or after CONNECT_SECONDS.
+
+    The client is created in a thread, because it hangs on a TLS handshake that is never answered.
+    """
+    log = client_log()
+    outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def create() -> None:
+        try:
+            outcome.put(client_class(**options))
+        except Exception as error:  # handled in the main thread
+            outcome.put(error)
+
+    threading.Thread(target=create, daemon=True).start()
+    try:
+        result = outcome.get(timeout=CONNECT_SECONDS)
+    except queue.Empty:
+        result = errors.KafkaConnectionError(log.reason)
+    if isinstance(result, Exception):
+        fail_to_connect(result, options["bootstrap_servers"])
+    return result
+
+
+def fail_to_connect(error: Exception, servers: str) -> NoReturn:
+    """Exit with the reason the client failed; raise an unexpected error."""
+    if isinstance(error, (errors.KafkaConfigurationError, ValueError, AssertionError)):
+        fail(f"the Kafka client rejects a KAFKA_* setting: {_message(error)}", 2)
+    if isinstance(error, RuntimeError) and "compression codec" in str(error):
+        fail(f"cannot use KAFKA_COMPRESSION_TYPE: {error}", 2)
+    if isinstance(error, errors.KafkaError):
+        fail(f"cannot connect to Kafka at {servers}: {explain(error)}")
+    raise error

@@ -1,173 +1,390 @@
-"""Print the events of a Kafka topic, one a line: all there are, then each as it comes.
+"""Print the events in a Kafka topic, one per line: existing ones, then new ones as they arrive.
 
 examples:
-  consumer.py                     every event of topic sample, from the first on, until Ctrl-C
-  consumer.py -e                  what is there now, then end
+  consumer.py                     all events in topic sample, then new ones, until Ctrl-C
+  consumer.py -e                  existing events only
   consumer.py --latest -n 10      the next ten events
   consumer.py -t users -K :       key:value lines
-  consumer.py --json | jq .value  one JSON object an event
-  consumer.py -g readers          share the partitions with other members of the group, go on
-                                  where it stopped
+  consumer.py --json | jq .value  one JSON object per event
+  consumer.py -g readers          share the partitions within a group; resume where it left off
 
-A topic that does not exist yet is waited for. Kafka is looked for at localhost:9092, or where
-KAFKA_BOOTSTRAP_SERVERS says, in .env or in the environment. Exit status: 0 done, stopped or the
-reader went away, 1 a failure, 2 usage or settings, 130 or 143 stopped by a signal before the end.
+If the topic does not exist yet, consumer.py waits for it, unless -e is given. The broker is
+localhost:9092 unless KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment.
+
+exit status:
+  0    finished, an endless run was stopped, or the reader of the output went away
+  1    Kafka could not be reached, or the topic not read, or the output not written
+  2    invalid usage or settings
+  130  stopped by Ctrl-C before -n or -e finished (143: by SIGTERM, 129: by SIGHUP)
 """
 
+import argparse
 import base64
 import json
-import os
+import logging
+import re
 import select
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from config import Parser, client_settings, connect, explain, fail, stop, tell
+from cli import Parser, Stop, fail, say, separator_type, start
+
+if __name__ == "__main__":
+    start()
+
+from config import client_options, connect, explain, show_client_log
 
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 
-BATCH = 5000  # events a write
-FETCH_BYTES = 4 << 20  # at once from a broker; of kafka-python's 50 MB up to five copies are in memory
-POLL_MS = 700  # how long to wait for events; no divisor of the time between two looks for new topics
-# kafka-python 3.0.12 never comes back from a rebalance whose last answer arrives between two polls: so many seconds
-# are enough of it, and it is begun anew
-REBALANCE = 10.0
-ANSWER_MS = 3000  # how long Kafka may take to answer; half of it to take leave from the group
+MAX_POLL_RECORDS = 5000  # per poll and per write
+MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to five times in memory
+# What may follow a signal (a poll, a commit, leaving the group) has to fit in Stop.LIMIT
+POLL_TIMEOUT_MS = 700
+RESPONSE_TIMEOUT_MS = 3000
+LEAVE_TIMEOUT_MS = 1500
+METADATA_MAX_AGE_MS = 2000  # after so long new partitions, or the topic's end, are noticed
+REBALANCE_SECONDS = 10.0  # a rebalance that takes longer is considered stuck
 
-
-def as_text(name: str, data: bytes | None) -> dict[str, str | None]:
-    """{name: text}, or {name_base64: …} for bytes that are not UTF-8."""
-    try:
-        return {name: None if data is None else data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data or b"").decode()}
-
-
-def as_json(record: Any) -> bytes:
-    event = {name: getattr(record, name) for name in ("topic", "partition", "offset", "timestamp")}
-    event |= as_text("key", record.key) | as_text("value", record.value)
-    event["headers"] = [{"key": key, **as_text("value", value)} for key, value in record.headers]
-    return json.dumps(event, ensure_ascii=False).encode()
-
-
-def as_line(record: Any, sep: bytes | None) -> bytes:
-    """The value; with `sep` key, sep, value, so that producer.py -K reads them again."""
-    return (record.key + sep if sep and record.key is not None else b"") + (record.value or b"")
-
-
-def check_missing(topic: str, waits: bool) -> None:
-    """Tell that the topic is waited for; or end, where it may not be read or nobody waits."""
-    with connect(KafkaAdminClient, client_settings(KafkaAdminClient)) as admin:
-        error = errors.for_code(admin.describe_topics([topic])[0]["error_code"])
-    if error is errors.UnknownTopicOrPartitionError and waits:
-        tell(f"waiting for topic {topic}, which does not exist")
-    elif error.errno and not (waits and issubclass(error, errors.RetriableError)):
-        fail(f"cannot read topic {topic}: {explain(error())}")
-
-
-def is_at_end(consumer: Any, ends: dict[TopicPartition, int]) -> bool:
-    """Is each assigned partition read to its end? By position, as offsets have gaps."""
-    assigned = consumer.assignment()
-    done = {each for each in assigned & ends.keys() if (consumer.position(each, ANSWER_MS) or 0) >= ends[each]}
-    consumer.pause(*done)
-    return done == assigned & ends.keys() and (bool(assigned) or "stable" in consumer.group_metadata().state)
-
-
-def commit(consumer: Any, offsets: dict[TopicPartition, int]) -> bool:
-    """Note for the group where to go on; where that fails, what was printed is printed again."""
-    with suppress(errors.CommitFailedError, errors.RetriableError):
-        consumer.commit({each: OffsetAndMetadata(offset, "", -1) for each, offset in offsets.items()}, ANSWER_MS)
-        return True
-    return False
-
-
-def find_ends(consumer: Any, options: Any) -> dict[TopicPartition, int]:
-    """Where each partition ends now, for -e and --latest; a new group is set to go on there."""
-    partitions = [TopicPartition(options.topic, number) for number in consumer.partitions_for_topic(options.topic)]
-    if not partitions:
-        check_missing(options.topic, waits=not options.e)
-    ends: dict[TopicPartition, int] = consumer.end_offsets(partitions) if options.e or options.latest else {}
-    if options.latest and options.g:  # not by auto_offset_reset: that would lose what comes before the first commit
-        new = {each: end for each, end in ends.items() if end and consumer.committed(each) is None}
-        if new and not commit(consumer, new):
-            fail(f"cannot set where group {options.g} starts while it has members: leave out --latest, or stop them")
-    return ends
-
-
-def polls(consumer: Any, options: Any, ends: dict[TopicPartition, int]) -> Iterator[list[Any]]:
-    """The events that come, poll by poll, until a signal or, with -e, the ends.
-
-    Between two polls it puts right what Kafka has changed, and what kafka-python has lost.
-    """
-    topic = options.topic
-    # A pattern: only the list of all topics never creates one (kafka-python 3.0.12 ignores its own setting)
-    pattern = f"^{topic}$".replace(".", r"\.")
-    consumer.subscribe(pattern=pattern)
-    if options.latest and not options.g and ends:  # by seeking: partitions added later are read from their first event
-        while not consumer.assignment() and not stop.number:
-            consumer.poll(100)
-        for partition, offset in ends.items():
-            consumer.seek(partition, offset)
-    there, settled = bool(ends), time.monotonic()  # whether the topic was there, when the group was last settled
-    while not (stop.number or (options.e and is_at_end(consumer, ends))):
-        polled = consumer.poll(POLL_MS, max_records=BATCH).values()
-        yield [r for each in polled for r in each if not options.e or r.offset < ends.get((topic, r.partition), 0)]
-        before, there = there, bool(consumer.subscription())
-        if before and not there:  # it has been deleted
-            check_missing(topic, waits=not options.e)
-        if options.e and not polled:  # an end may have moved back, as the topic was deleted and is there again
-            with suppress(errors.KafkaError):
-                ends |= {each: min(end, ends[each]) for each, end in consumer.end_offsets(ends, ANSWER_MS).items()}
-        if "rebalancing" not in consumer.group_metadata().state:
-            settled = time.monotonic()
-        elif time.monotonic() > settled + REBALANCE:
-            stop.interruptible(consumer.unsubscribe, end=os._exit)  # all that is printed is committed, or cannot be
-            consumer.subscribe(pattern=pattern)
-            there, settled = False, time.monotonic()
-
-
-def print_events(consumer: Any, options: Any) -> None:
-    """Print events until the options, a signal or the reader's end say that it is enough."""
-    ends = stop.interruptible(find_ends, consumer, options, end=os._exit)  # before there is anything to lose
-    out = os.fdopen(1, "wb", closefd=False)  # not sys.stdout.buffer: with python -u that writes in parts
-    reader = select.poll() if hasattr(select, "poll") else None  # Windows tells of a closed pipe only at a write
-    if reader:
-        reader.register(1, 0)
-    left = options.n
-    for records in polls(consumer, options, ends):
-        records = records[:left]
-        out.write(b"".join([(as_json(r) if options.json else as_line(r, options.K)) + b"\n" for r in records]))
-        out.flush()
-        if records and options.g:
-            commit(consumer, {TopicPartition(options.topic, r.partition): r.offset + 1 for r in records})
-        left = left and left - len(records)
-        if left == 0 or (reader and reader.poll(0)):
-            break
+EndOffsets = dict[TopicPartition, int]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("-g", metavar="GROUP", help="share the partitions within the group, commit what is printed")
-    parser.add_argument("-e", action="store_true", help="end where each partition ended at the start")
-    parser.add_argument("--latest", action="store_true", help="only events that come from now on; a group goes on")
-    parser.add_argument("-K", metavar="SEP", type=os.fsencode, help="print key, SEP, value")
-    parser.add_argument("--json", action="store_true", help="print one JSON object an event")
-    options = parser.parse_args(argv)
-    stop.endless = not (options.n or options.e)
-    ours = {"group_id": options.g, "enable_auto_commit": False, "exclude_internal_topics": False}
-    ours |= {"auto_offset_reset": "earliest", "metadata_max_age_ms": 2000, "isolation_level": "read_committed"}
-    ours |= {"fetch_max_bytes": FETCH_BYTES, "max_partition_fetch_bytes": FETCH_BYTES}
-    consumer = connect(KafkaConsumer, client_settings(KafkaConsumer, **ours))
+    options = parse_flags(argv)
+    if options.verbose:
+        show_client_log()
+    stop = Stop()
+    consumer = connect(KafkaConsumer, consumer_options(options.group))
+    warn_about_expired_events()
     try:
-        with suppress(BrokenPipeError):  # the reader has had enough
-            print_events(consumer, options)
-        return stop.status
+        is_complete = print_events(consumer, options, stop)
+    except errors.KafkaError as error:
+        fail(f"cannot read topic {options.topic}: {explain(error)}")
+    finally:
+        with suppress(Exception):  # everything promised is done
+            consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
+    is_endless = not (options.count or options.stop_at_end)
+    return 0 if is_complete or is_endless else stop.exit_status
+
+
+def parse_flags(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "-g",
+        dest="group",
+        metavar="GROUP",
+        help="join consumer group GROUP: share the partitions, commit what is printed",
+    )
+    parser.add_argument(
+        "-e",
+        dest="stop_at_end",
+        action="store_true",
+        help="stop at the end each partition had at startup",
+    )
+    parser.add_argument(
+        "--latest",
+        action="store_true",
+        help="skip existing events; a group with committed offsets resumes from them",
+    )
+    parser.add_argument(
+        "-K",
+        dest="separator",
+        metavar="SEP",
+        type=separator_type,
+        help="print each event as key, SEP, value",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per event")
+    return parser.parse_args(argv)
+
+
+def consumer_options(group: str | None) -> dict[str, Any]:
+    return client_options(
+        KafkaConsumer,
+        group_id=group,
+        enable_auto_commit=False,  # it commits what has been read, but not yet printed
+        exclude_internal_topics=False,  # they can be printed like any other
+        auto_offset_reset="earliest",
+        metadata_max_age_ms=METADATA_MAX_AGE_MS,
+        isolation_level="read_committed",
+        fetch_max_bytes=MAX_FETCH_BYTES,
+        max_partition_fetch_bytes=MAX_FETCH_BYTES,
+    )
+
+
+def print_events(consumer: Any, options: argparse.Namespace, stop: Stop) -> bool:
+    """Print events; return True if COUNT, the ends or the reader ended it, not `stop`."""
+    if options.latest and options.group:
+        commit_ends(consumer, options.topic, options.group)
+    subscribe(consumer, options.topic)
+    ends = prepare_reading(consumer, options)
+    stop.handle_signals()
+    remaining = options.count
+    for records in read_events(consumer, options, ends, stop):
+        wanted = records[:remaining]
+        # Also with nothing to write, to notice that the reader has gone
+        if not write_lines([format_event(record, options) for record in wanted]):
+            return True
+        if options.group and wanted:
+            commit(consumer, {partition_of(record): record.offset + 1 for record in wanted})
+        if remaining:
+            remaining -= len(wanted)
+            if not remaining:
+                return True
+    return not stop.requested
+
+
+def read_events(
+    consumer: Any, options: argparse.Namespace, ends: EndOffsets, stop: Stop
+) -> Iterator[list[Any]]:
+    """Yield events poll by poll, until `stop` or, with -e, the ends.
+
+    Between polls it handles changes in Kafka and anything the client has lost.
+    """
+    topic_exists = options.stop_at_end or bool(consumer.subscription())
+    rebalance = RebalanceMonitor()
+    while not stop.requested:
+        if options.stop_at_end and pause_finished(consumer, ends):
+            return
+        polled = consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS).values()
+        records = [record for batch in polled for record in batch]
+        if options.stop_at_end:
+            yield [record for record in records if record.offset < end_of(record, ends)]
+        else:
+            yield records
+        topic_existed = topic_exists
+        topic_exists = bool(consumer.subscription())
+        if topic_existed and not topic_exists:
+            explain_missing_topic(options.topic, may_wait=not options.stop_at_end)
+        if options.stop_at_end and not records and not stop.requested:
+            lower_ends(consumer, ends)
+        if options.group and rebalance.is_stuck(consumer):
+            rejoin(consumer, options.topic)
+            rebalance = RebalanceMonitor()
+
+
+def subscribe(consumer: Any, topic: str) -> None:
+    """Subscribe to all the topic's partitions, including any added later.
+
+    Use a pattern: when given a name, kafka-python 3.0.12 requests the topic in a way that creates
+    it, whatever its settings say; a pattern is only matched against the list of all topics.
+    """
+    consumer.subscribe(pattern=f"^{re.escape(topic)}$")
+
+
+def prepare_reading(consumer: Any, options: argparse.Namespace) -> EndOffsets:
+    """Set where to start; return each partition's end for -e, where to stop."""
+    partitions = partitions_of(consumer, options.topic)
+    if not partitions:
+        explain_missing_topic(options.topic, may_wait=not options.stop_at_end)
+        return {}
+    ends: EndOffsets = {}
+    if options.stop_at_end or options.latest:
+        ends = consumer.end_offsets(partitions)
+    if options.latest and not options.group:
+        seek_to_ends(consumer, ends)
+    elif not options.group:
+        request_start_offsets(consumer)
+    return ends
+
+
+def partitions_of(consumer: Any, topic: str) -> list[TopicPartition]:
+    return [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
+
+
+def request_start_offsets(consumer: Any) -> None:
+    """Make the client request where the partitions start, which the first poll does 0.1 s later.
+
+    Asking for the position of one makes it request all.
+    """
+    for partition in list(consumer.assignment())[:1]:
+        consumer.position(partition, POLL_TIMEOUT_MS)
+
+
+def seek_to_ends(consumer: Any, ends: EndOffsets) -> None:
+    """Start at the ends; partitions added later are read from their first event."""
+    while not consumer.assignment():
+        consumer.poll(100)
+    for partition, offset in ends.items():
+        consumer.seek(partition, offset)
+
+
+def commit_ends(consumer: Any, topic: str, group: str) -> None:
+    """Commit the end offsets for a group that has no committed offsets yet.
+
+    auto_offset_reset will not do: it would lose events that arrive before the first commit.
+    """
+    ends = consumer.end_offsets(partitions_of(consumer, topic))
+    new = {
+        partition: end
+        for partition, end in ends.items()
+        if end and consumer.committed(partition, timeout_ms=RESPONSE_TIMEOUT_MS) is None
+    }
+    if new and not commit(consumer, new):
+        fail(
+            f"cannot apply --latest to group {group}: it has active members. "
+            "Stop them or omit --latest."
+        )
+
+
+def pause_finished(consumer: Any, ends: EndOffsets) -> bool:
+    """Pause each assigned partition that is at its end; return whether all are.
+
+    By position, because offsets have gaps.
+    """
+    assigned = consumer.assignment()
+    wanted = assigned & ends.keys()
+    request_start_offsets(consumer)
+    finished = {
+        partition
+        for partition in wanted
+        if (consumer.position(partition, 0) or 0) >= ends[partition]
+    }
+    consumer.pause(*finished)
+    # A member of a group may get no partitions
+    knows_partitions = bool(assigned) or "stable" in consumer.group_metadata().state
+    return finished == wanted and knows_partitions
+
+
+def end_of(record: Any, ends: EndOffsets) -> int:
+    return ends.get(partition_of(record), 0)
+
+
+def lower_ends(consumer: Any, ends: EndOffsets) -> None:
+    """Lower ends that have moved back because the topic was deleted and recreated."""
+    with suppress(errors.KafkaError):
+        for partition, end in consumer.end_offsets(list(ends), RESPONSE_TIMEOUT_MS).items():
+            ends[partition] = min(end, ends[partition])
+
+
+def explain_missing_topic(topic: str, may_wait: bool) -> None:
+    """Say that the script waits for the topic; raise if it is unreadable or must not wait."""
+    with connect(KafkaAdminClient, client_options(KafkaAdminClient)) as admin:
+        [found] = admin.describe_topics([topic])
+    error = errors.for_code(found["error_code"])
+    if error is errors.NoError:
+        return
+    if not (may_wait and issubclass(error, errors.RetriableError)):
+        raise error
+    if error is errors.UnknownTopicOrPartitionError:
+        say(f"topic {topic} does not exist yet; waiting for it")
+
+
+class RebalanceMonitor:
+    """Detects a rebalance that never finishes.
+
+    kafka-python 3.0.12 loses the last response of a rebalance (SyncGroup) if it arrives between
+    two polls; the consumer then waits for it forever.
+    """
+
+    def __init__(self) -> None:
+        self._last_stable_at = time.monotonic()
+
+    def is_stuck(self, consumer: Any) -> bool:
+        now = time.monotonic()
+        if "rebalancing" not in consumer.group_metadata().state:
+            self._last_stable_at = now
+        return now > self._last_stable_at + REBALANCE_SECONDS
+
+
+def rejoin(consumer: Any, topic: str) -> None:
+    """Leave and rejoin the group; everything printed is already committed, or cannot be."""
+    consumer.unsubscribe()
+    subscribe(consumer, topic)
+
+
+class ExpiredEventsHandler(logging.Handler):
+    """Warns when Kafka no longer has the next events; only the client's log says so."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if re.search("out of range|Truncation detected", record.getMessage()):
+            say(
+                "the next events have expired or been deleted; continuing with the oldest available"
+            )
+
+
+def warn_about_expired_events() -> None:
+    logger = logging.getLogger("kafka.consumer.fetcher")
+    logger.addHandler(ExpiredEventsHandler())
+    logger.setLevel(logging.INFO)
+
+
+def commit(consumer: Any, offsets: EndOffsets) -> bool:
+    """Commit the group's position; if that fails, printed events will be printed again."""
+    wanted = {partition: OffsetAndMetadata(offset) for partition, offset in offsets.items()}
+    try:
+        consumer.commit(wanted, RESPONSE_TIMEOUT_MS)
+    except (errors.CommitFailedError, errors.RetriableError):
+        return False
+    return True
+
+
+def partition_of(record: Any) -> TopicPartition:
+    return TopicPartition(record.topic, record.partition)
+
+
+def format_event(record: Any, options: argparse.Namespace) -> bytes:
+    r"""Return the bytes to print for an event, including the \n."""
+    if options.json:
+        return format_json(record) + b"\n"
+    return format_line(record, options.separator) + b"\n"
+
+
+def format_line(record: Any, separator: bytes | None) -> bytes:
+    """Return the value; with a separator, the key and the separator come first.
+
+    producer.py -K reads such lines.
+    """
+    value: bytes = record.value or b""
+    if separator is None or record.key is None:
+        return value
+    return record.key + separator + value  # type: ignore[no-any-return]
+
+
+def format_json(record: Any) -> bytes:
+    """Return a JSON object: topic, partition, offset, timestamp, key, value, headers."""
+    event = {name: getattr(record, name) for name in ("topic", "partition", "offset", "timestamp")}
+    event.update(json_field("key", record.key))
+    event.update(json_field("value", record.value))
+    event["headers"] = [{"key": key, **json_field("value", value)} for key, value in record.headers]
+    return json.dumps(event, ensure_ascii=False).encode()
+
+
+def json_field(name: str, data: bytes | None) -> dict[str, str | None]:
+    """Return {name: text}, or {name_base64: …} for bytes that are not UTF-8."""
+    if data is None:
+        return {name: None}
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
+def write_lines(lines: list[bytes]) -> bool:
+    """Write to standard output unbuffered; return whether its reader is still there."""
+    remaining = memoryview(b"".join(lines))
+    try:
+        with open(1, "wb", buffering=0, closefd=False) as output:
+            while remaining:
+                written = output.write(remaining)
+                if written is None:  # a full pipe that somebody has set to non-blocking
+                    select.select([], [output], [])
+                else:
+                    remaining = remaining[written:]
+    except BrokenPipeError:
+        return False
     except OSError as error:
         fail(f"cannot write to standard output: {error.strerror}")
-    finally:
-        with suppress(Exception):
-            consumer.close(timeout_ms=ANSWER_MS // 2)
+    return not is_reader_gone()
+
+
+def is_reader_gone() -> bool:
+    """Return whether the pipe's reader is gone; on Windows only the next write can tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poller = select.poll()
+    poller.register(1, 0)  # errors and hang-ups are always reported
+    return bool(poller.poll(0))
 
 
 if __name__ == "__main__":

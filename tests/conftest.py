@@ -1,19 +1,23 @@
 """What the tests share: a real Kafka, a topic for each test, and the scripts run as processes."""
 
+import fcntl
 import functools
 import itertools
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from broker import KRAFT, ZOOKEEPER, Broker, class_path
 
@@ -21,12 +25,78 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 REPOSITORY = Path(__file__).parent.parent
-SOURCES = ["config.py", "producer.py", "consumer.py", "twitter-stream.py"]
+SCRIPTS = ["producer", "consumer", "twitter-stream"]
+SOURCES = ["cli.py", "config.py", "delivery.py", *(f"{name}.py" for name in SCRIPTS)]
 KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment
 Result = subprocess.CompletedProcess[bytes]
 
 
 Read = Callable[[str], list[Any]]
+
+
+class Summary(NamedTuple):
+    """The counts of the line with which producer.py and twitter-stream.py end."""
+
+    published: int
+    failed: int = 0
+    reason: str = ""  # of the first failure
+    reconnects: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+
+
+SUMMARY = re.compile(
+    r"(?P<script>\S+)\.py: published (?P<published>\d+) (?P<unit>event|tweet)s? to \S+"
+    r"(?: \((?P<reconnects>\d+) reconnects?, (?P<skipped>\d+) skipped"
+    r"(?:, (?P<duplicates>\d+) duplicates?)?\))?"
+    r"(?:, (?P<failed>\d+) failed: (?P<reason>.*))?"
+)
+
+
+def read_summary(stderr: bytes) -> Summary:
+    """The summary in the last line of standard error."""
+    line = stderr.decode().splitlines()[-1]
+    found = SUMMARY.fullmatch(line)
+    assert found, line
+    ending = "" if found["published"] == "1" else "s"
+    assert f"published {found['published']} {found['unit']}{ending} to " in line
+    names = ("published", "failed", "reconnects", "skipped", "duplicates")
+    counts = {name: int(found[name] or 0) for name in names}
+    return Summary(reason=found["reason"] or "", **counts)
+
+
+def values(records: list[Any]) -> list[bytes | None]:
+    return [record.value for record in records]
+
+
+@contextmanager
+def unread_pipe() -> Iterator[tuple[BinaryIO, int]]:
+    """A pipe: its reading end, as a file that nobody reads yet, and its writing end."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as unread:
+        yield unread, writer
+
+
+class Terminal:
+    """A pseudo-terminal, for use in a `with`; `device` is the end that a script gets."""
+
+    def __init__(self, columns: int = 80) -> None:
+        self._master, self.device = pty.openpty()
+        fcntl.ioctl(self.device, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._master)
+
+    def give_away(self) -> None:
+        """Close our copy of the device, after a script got it."""
+        os.close(self.device)
+
+    def read(self) -> str:
+        """What has been shown since; it waits for something."""
+        return os.read(self._master, 10_000).decode()
 
 
 def most_memory(pid: int) -> int:
@@ -46,7 +116,9 @@ class Running:
         self.out, self.err = bytearray(), bytearray()
         self._changed = threading.Condition()
         pairs = ((self.process.stdout, self.out), (self.process.stderr, self.err))
-        self._readers = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in pairs if pair[0]]
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True) for pair in pairs if pair[0]
+        ]
         for reader in self._readers:
             reader.start()
         self.every.append(self)
@@ -64,14 +136,19 @@ class Running:
         return size
 
     def takes_signals(self) -> bool:
-        """Whether Python has come so far that a SIGTERM is not the end at once (Linux)."""
-        [caught] = re.findall(r"SigCgt:\s+(\w+)", Path(f"/proc/{self.process.pid}/status").read_text())
+        """Whether it has something to lose, so that a SIGTERM is not the end at once (Linux)."""
+        [caught] = re.findall(
+            r"SigCgt:\s+(\w+)", Path(f"/proc/{self.process.pid}/status").read_text()
+        )
         return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
     def wait_for(self, condition: Callable[["Running"], Any], seconds: float = 30) -> None:
         """Wait until the condition holds; it is tried whenever output comes."""
         with self._changed:
-            assert self._changed.wait_for(lambda: condition(self), seconds), (bytes(self.out), bytes(self.err))
+            assert self._changed.wait_for(lambda: condition(self), seconds), (
+                bytes(self.out),
+                bytes(self.err),
+            )
 
     def send(self, data: bytes) -> None:
         assert self.process.stdin
@@ -85,7 +162,9 @@ class Running:
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"still running after {seconds} s: {bytes(self.out)[-1000:]!r} {bytes(self.err)!r}")
+            pytest.fail(
+                f"still running after {seconds} s: {bytes(self.out)[-1000:]!r} {bytes(self.err)!r}"
+            )
         finally:
             self.clean_up()
         return Result(self.process.args, status, bytes(self.out), bytes(self.err))
@@ -117,7 +196,9 @@ class Scripts:
         for name in SOURCES:
             shutil.copy(REPOSITORY / name, folder)
 
-    def call(self, script: str, arguments: tuple[object, ...], options: dict[str, Any]) -> list[str]:
+    def call(
+        self, script: str, arguments: tuple[object, ...], options: dict[str, Any]
+    ) -> list[str]:
         """The command line; the `env` of the options becomes the whole environment."""
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         options["env"] = {**kept, "NO_PROXY": "127.0.0.1", **self.env, **options.get("env", {})}
@@ -135,7 +216,7 @@ class Scripts:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fetch the packages of Kafka before the tests run side by side, as jgo cannot do that twice at a time."""
+    """Download Kafka before the tests run side by side, as jgo cannot do that twice at a time."""
     if not hasattr(config, "workerinput"):
         for needed in ((KRAFT,), (ZOOKEEPER,), (KRAFT, "kafka-tools")):
             class_path(*needed)
@@ -143,7 +224,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest goes first, so that the others fill the time beside it."""
-    items.sort(key=lambda item: item.name != "test_the_page_runs_as_it_stands_there")
+    items.sort(key=lambda item: item.name != "test_the_page_runs_as_it_is_written")
 
 
 @pytest.fixture(autouse=True)
@@ -211,8 +292,12 @@ def producer(kafka: Broker) -> Iterator[KafkaProducer]:
 
 def read_topic(address: str, topic: str) -> list[Any]:
     """Its records, partition by partition, read with kafka-python alone."""
-    consumer = KafkaConsumer(bootstrap_servers=address, auto_offset_reset="earliest", enable_auto_commit=False)
-    partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
+    consumer = KafkaConsumer(
+        bootstrap_servers=address, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    partitions = [
+        TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))
+    ]
     consumer.assign(partitions)
     ends = consumer.end_offsets(partitions)
     found: list[Any] = []

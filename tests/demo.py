@@ -1,4 +1,4 @@
-"""The main job, end to end: a real Kafka, a stand-in for X, and the three scripts as a user types them."""
+"""The whole way: a real Kafka, a stand-in for X, and the three scripts as a user types them."""
 
 import os
 import signal
@@ -12,48 +12,62 @@ from x_api import XApi
 HERE = Path(__file__).parent.parent
 
 
-def step(command: str, env: dict[str, str], events: int | None = None) -> None:
-    """Show the command and run it; it must end with status 0, and print as many events as are asked for."""
-    print(f"$ {command}", flush=True)
-    done = subprocess.run(command, shell=True, cwd=HERE, env=env, stdout=subprocess.PIPE, timeout=60)  # noqa: S602
-    sys.stdout.buffer.write(done.stdout + b"\n")
-    sys.stdout.flush()
-    if done.returncode:
-        raise SystemExit(f"demo.py: this command ended with status {done.returncode}: {command}")
-    if events is not None and done.stdout.count(b"\n") != events:
-        raise SystemExit(f"demo.py: {events} events were to be printed")
+COMMANDS = [
+    "python producer.py -n 5 --interval 0.2",
+    r"printf '10.0.0.7 GET /index.html\n10.0.0.9 GET /prices.html\n' | python producer.py",
+    "python twitter-stream.py -n 5 --param tweet.fields=created_at,lang",
+    "python consumer.py -e",
+    "python consumer.py -e --json",
+]
+EVENTS = 12  # what the first three publish, and each of the others prints
 
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print("Starting a real Apache Kafka (the first time its packages come in, 44 MB) ...", flush=True)
+    print("Starting Apache Kafka (the first time, 44 MB of packages are fetched) ...", flush=True)
     try:
         with Broker() as broker, XApi() as api:
-            print(
-                f"Apache Kafka {broker.version} runs at {broker.address}, a stand-in for X at {api.url}\n", flush=True
-            )
-            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-            env = {**os.environ, "PATH": path, "KAFKA_BOOTSTRAP_SERVERS": broker.address}
-            env |= {
-                "NO_PROXY": "127.0.0.1",
-                "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
-                "STREAM_URL": api.url,
-                "BEARER_TOKEN": api.token,
-            }
-            step("python producer.py -n 5 --interval 0.2", env)
-            step(r"printf '10.0.0.7 GET /index.html\n10.0.0.9 GET /prices.html\n' | python producer.py", env)
-            step("python twitter-stream.py -n 5 --param tweet.fields=created_at,lang", env)
-            step("python consumer.py -e", env, events=12)
-            step("python consumer.py -e --json", env, events=12)
+            kafka = f"Apache Kafka {broker.version} runs at {broker.address}"
+            print(f"{kafka}, a stand-in for X at {api.url}\n", flush=True)
+            for command in COMMANDS:
+                run(command, environment(broker, api))
     except (BrokerError, subprocess.TimeoutExpired) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     print(
-        "With your own broker and the real X: put KAFKA_BOOTSTRAP_SERVERS and BEARER_TOKEN into .env, see .env.example."
+        "For your own broker and the real X, put KAFKA_BOOTSTRAP_SERVERS and BEARER_TOKEN in .env; "
+        "see .env.example."
     )
     return 0
+
+
+def environment(broker: Broker, api: XApi) -> dict[str, str]:
+    """The user's own, with this Python, the broker and the stand-in."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "KAFKA_BOOTSTRAP_SERVERS": broker.address,
+        "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
+        "STREAM_URL": api.url,
+        "BEARER_TOKEN": api.token,
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def run(command: str, env: dict[str, str]) -> None:
+    """Show a command and what it prints; end the demo where that is not what it should be."""
+    print(f"$ {command}", flush=True)
+    done = subprocess.run(  # noqa: S602 # a pipe is shown, too
+        command, shell=True, cwd=HERE, env=env, stdout=subprocess.PIPE, timeout=60
+    )
+    sys.stdout.buffer.write(done.stdout + b"\n")
+    sys.stdout.flush()
+    if done.returncode:
+        raise SystemExit(f"demo.py: this command ended with status {done.returncode}: {command}")
+    if "consumer.py" in command and done.stdout.count(b"\n") != EVENTS:
+        raise SystemExit(f"demo.py: this command did not print {EVENTS} events: {command}")
 
 
 if __name__ == "__main__":

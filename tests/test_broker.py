@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -35,7 +34,9 @@ def test_a_broker_in_the_foreground(scripts: Scripts, tmp_path: Path, number: in
     [port] = free_ports(1)
     broker = start("broker", "--port", port, TMPDIR=str(folder))
     broker.wait_for(lambda it: it.out.endswith(b"\n"), 60)
-    assert broker.out.decode() == f"Apache Kafka 4.3.1 is ready on localhost:{port}; Ctrl-C stops it\n"
+    assert (
+        broker.out.decode() == f"Apache Kafka 4.3.1 is ready on localhost:{port}; Ctrl-C stops it\n"
+    )
     env = {"KAFKA_BOOTSTRAP_SERVERS": f"localhost:{port}"}
     assert scripts.run("producer", "-n", 1, env=env).returncode == 0
     [java] = children(broker.process.pid)
@@ -51,27 +52,40 @@ def test_a_busy_port() -> None:
         done = start("broker", "--port", port).end()
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == (
-        f"broker.py: port {port} is in use: another Kafka runs already? Stop it, or take another --port\n"
+        f"broker.py: port {port} is already in use. Stop the other Kafka, or choose another "
+        "--port.\n"
     )
 
 
 def test_no_network_at_the_first_start(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:1"
-    done = start("broker", "--port", *free_ports(1), HOME=str(tmp_path), HTTPS_PROXY=nowhere, https_proxy=nowhere).end()
+    done = start(
+        "broker",
+        "--port",
+        *free_ports(1),
+        HOME=str(tmp_path),
+        HTTPS_PROXY=nowhere,
+        https_proxy=nowhere,
+    ).end()
     assert (done.returncode, done.stdout) == (1, b"")
-    sentence = r"cannot fetch the packages of Kafka 4\.3\.1 \(needed once, 44 MB\): .*onnect.*; check the network.*"
-    assert re.fullmatch(rf"broker.py: {sentence}\n", done.stderr.decode()), done.stderr
+    assert done.stderr.decode() == (
+        "broker.py: cannot download Kafka 4.3.1 (44 MB, needed once): Connection refused. "
+        "Check the network and the proxy.\n"
+    )
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A disk of 8 kB, mounted in a namespace of its own."""
-    script = (
-        f"mount -t tmpfs -o size=8k tmpfs {tmp_path} && exec {sys.executable} tests/broker.py --port {free_ports(1)[0]}"
-    )
+    """It has 8 kB, and is mounted in a namespace of its own."""
+    broker = f"{sys.executable} tests/broker.py --port {free_ports(1)[0]}"
+    script = f"mount -t tmpfs -o size=8k tmpfs {tmp_path} && exec {broker}"
     command = ["/usr/bin/env", "unshare", "--map-root-user", "--mount", "sh", "-c", script]
-    done = Running(command, {"cwd": REPOSITORY, "env": {**os.environ, "TMPDIR": str(tmp_path)}}).end()
-    sentence = f"broker.py: Kafka could not prepare its folder: the disk is full, free some space in {tmp_path}\n"
-    assert (done.returncode, done.stderr.decode()) == (1, sentence)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = Running(command, {"cwd": REPOSITORY, "env": env}).end()
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == (
+        "broker.py: Kafka could not prepare its data folder: the disk is full. "
+        f"Free some space in {tmp_path}.\n"
+    )
 
 
 def test_the_round_trip_with_zookeeper(scripts: Scripts, topic: str) -> None:
@@ -79,20 +93,29 @@ def test_the_round_trip_with_zookeeper(scripts: Scripts, topic: str) -> None:
     with Broker(zookeeper=True) as broker:
         assert broker.version.startswith("3.9.")
         env = {"KAFKA_BOOTSTRAP_SERVERS": broker.address}
-        waiting = scripts.start("consumer", "-t", topic, "-g", topic, "-n", 1000, "-K", ":", env=env)
-        waiting.wait_for(lambda it: b"waiting for topic" in it.err)
+        waiting = scripts.start(
+            "consumer", "-t", topic, "-g", topic, "-n", 1000, "-K", ":", env=env
+        )
+        waiting.wait_for(lambda it: it.err)
         assert scripts.run("producer", "-t", topic, "-K", ":", env=env, input=data).returncode == 0
-        assert waiting.end().stdout == data
-        assert scripts.run("consumer", "-t", topic, "-K", ":", "-e", env=env).stdout == data
+        done = waiting.end()
+        waits = f"consumer.py: topic {topic} does not exist yet; waiting for it\n"
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, data, waits)
+        done = scripts.run("consumer", "-t", topic, "-K", ":", "-e", env=env)
+        assert (done.returncode, done.stdout, done.stderr) == (0, data, b"")
 
 
 def test_the_stand_in_by_hand() -> None:
     [port] = free_ports(1)
-    api = start("x_api", "--port", port, "--token", "abc", "--rate", 0, "--script", '[{"tweets": 3}]')
+    api = start(
+        "x_api", "--port", port, "--token", "abc", "--rate", 0, "--script", '[{"tweets": 3}]'
+    )
     api.wait_for(lambda it: it.out.endswith(b"\n"))
     url = f"http://127.0.0.1:{port}/2/tweets/sample/stream"
     assert api.out.decode() == f"STREAM_URL={url} BEARER_TOKEN=abc; Ctrl-C stops it\n"
-    request = urllib.request.Request(f"{url}?tweet.fields=lang", headers={"Authorization": "Bearer abc"})
+    request = urllib.request.Request(
+        f"{url}?tweet.fields=lang", headers={"Authorization": "Bearer abc"}
+    )
     with urllib.request.urlopen(request) as response:
         tweets = [json.loads(line)["data"] for line in response if line != b"\r\n"]
     assert [tweet["lang"] for tweet in tweets] == ["en", "ja", "ar"]
@@ -106,9 +129,11 @@ def test_the_stand_in_by_hand() -> None:
 
 def test_the_stand_in_says_when_its_port_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = start("x_api", "--port", taken.getsockname()[1]).end()
+        port = taken.getsockname()[1]
+        done = start("x_api", "--port", port).end()
     assert done.returncode == 1
-    assert b"take another --port" in done.stdout + done.stderr
+    message = f"x_api.py: cannot use port {port}: Address already in use"
+    assert (done.stdout + done.stderr).decode().startswith(message)
 
 
 def test_tweets_of_the_stand_in_differ() -> None:
@@ -124,6 +149,8 @@ def test_the_demo_fails_when_a_step_fails(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".*"))
     (copy / "consumer.py").write_text("raise SystemExit(3)\n")
-    done = subprocess.run([sys.executable, copy / "tests" / "demo.py"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, copy / "tests" / "demo.py"], capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert b"this command ended with status 3: python consumer.py -e" in done.stderr

@@ -1,4 +1,4 @@
-"""README.md says what is: its commands are run as they stand there, its texts compared."""
+"""README.md is right: its commands are run as it shows them, and its texts compared."""
 
 import importlib
 import os
@@ -16,14 +16,23 @@ from broker import free_ports
 from x_api import Step, XApi
 
 import pytest
-from conftest import REPOSITORY, SOURCES, Running, Scripts, wait_until
+from conftest import REPOSITORY, SCRIPTS, Running, Scripts, wait_until
 from picture import draw
 
 README = (REPOSITORY / "README.md").read_text()
-BESIDE = {"another terminal": 1, "two more terminals": 2}  # what a comment above a block says: run beside what follows
-NOT_RUN = {"Windows", "Docker", "systemd", "the download", "it is what runs this page"}  # or: not run, with the reason
+BESIDE = {
+    "another terminal": 1,
+    "two more terminals": 2,
+}  # what a comment above a block says: run beside what follows
+NOT_RUN = {
+    "Windows",
+    "Docker",
+    "systemd",
+    "the download",
+    "it is what runs this page",
+}  # or: not run, with the reason
 MARK = "--- ended with status"
-# Not this machine's: where Python's packages and the user's settings would come from
+# What must not come from this machine: Python's packages and the user's settings
 FOREIGN = re.compile("KAFKA_|BEARER_|STREAM_|MAKE|MFLAGS|VIRTUAL_ENV|PYTEST|PYTHON")
 
 
@@ -42,7 +51,9 @@ class Block(NamedTuple):
 
 
 def blocks(text: str = README) -> list[Block]:
-    found = re.findall(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
     return [Block(*each) for each in found]
 
 
@@ -50,48 +61,56 @@ def texts(language: str) -> list[str]:
     return [block.text for block in blocks() if block.language == language]
 
 
-def matches(printed: str, told: str) -> bool:
-    """Is it what is told, with any text for a …, and any lines for a … alone? Not so the blanks a line begins with."""
-    printed, told = (re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE) for text in (printed, told))
-    pattern = re.sub("^…\n", "(?:.*\n)*?", re.escape(told).replace("\\\n", "\n"), flags=re.MULTILINE)
+def matches(printed: str, quoted: str) -> bool:
+    """Is it what the page quotes? A … stands for any text, or alone for any lines.
+
+    The blanks at the beginning of a line do not count.
+    """
+    printed, quoted = (
+        re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE) for text in (printed, quoted)
+    )
+    escaped = re.escape(quoted).replace("\\\n", "\n")
+    pattern = re.sub("^…\n", "(?:.*\n)*?", escaped, flags=re.MULTILINE)
     return bool(re.fullmatch(pattern.replace("…", ".*"), printed))
 
 
-class Terminal:
-    """A shell in a folder, with nothing on its standard input."""
+class Shell:
+    """A bash in a folder; its commands have nothing on their standard input."""
 
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         options = {"cwd": folder, "env": env, "start_new_session": True}
-        self.shell = Running(["bash"], {**options, "stdin": subprocess.PIPE, "stderr": subprocess.STDOUT})
+        self.bash = Running(
+            ["bash"], {**options, "stdin": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        )
 
     def type(self, command: str) -> None:
-        self.start = len(self.shell.out)
-        self.shell.send(f"{{ {command}\n}} </dev/null; echo '{MARK}' $?\n".encode())
+        self.start = len(self.bash.out)
+        self.bash.send(f"{{ {command}\n}} </dev/null; echo '{MARK}' $?\n".encode())
 
     def printed(self) -> str:
         """By the newest command, so far."""
-        return bytes(self.shell.out[self.start :]).decode(errors="replace").partition(MARK)[0]
+        return bytes(self.bash.out[self.start :]).decode(errors="replace").partition(MARK)[0]
 
     def run(self, command: str) -> tuple[str, int]:
         """What it prints, and its status."""
         self.type(command)
         ended = re.compile(rf"{MARK} (\d+)\n".encode())
-        self.shell.wait_for(lambda it: ended.search(it.out, self.start), 300)
-        return self.printed(), int(ended.findall(self.shell.out, self.start)[0])
+        self.bash.wait_for(lambda it: ended.search(it.out, self.start), 300)
+        return self.printed(), int(ended.findall(self.bash.out, self.start)[0])
 
-    def wait_for(self, told: str) -> None:
-        """Wait until the newest command has printed what is told."""
-        self.shell.wait_for(lambda _: matches(self.printed(), told), 60)
+    def wait_for(self, quoted: str) -> None:
+        """Wait until the newest command has printed what the page quotes."""
+        self.bash.wait_for(lambda _: matches(self.printed(), quoted), 60)
 
     def end(self) -> None:
         """Ctrl-C, and the end of its input; then nothing of it runs any more."""
-        group = self.shell.process.pid
+        group = self.bash.process.pid
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGINT)
         try:
-            assert self.shell.process.stdin
-            self.shell.process.stdin.close()
-            self.shell.process.wait(30)
+            assert self.bash.process.stdin
+            self.bash.process.stdin.close()
+            self.bash.process.wait(30)
             wait_until(lambda: not exists(group))
         finally:
             if exists(group):
@@ -99,7 +118,7 @@ class Terminal:
 
 
 def exists(group: int) -> bool:
-    """Is there a process of that group?"""
+    """Does a process of that group exist?"""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -109,9 +128,11 @@ def exists(group: int) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A fresh copy of the project, in a folder with a difficult name; with Kafka's own tool beside it."""
+    """A fresh copy of the project, in a folder with a difficult name, and Kafka's own tool."""
     folder = tmp_path / "Ereignisse für Kafka"
-    shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".git", ".venv", ".env", "*cache*"))
+    shutil.copytree(
+        REPOSITORY, folder, ignore=shutil.ignore_patterns(".git", ".venv", ".env", "*cache*")
+    )
     tool = folder / "kafka_2.13-4.3.1" / "bin" / "kafka-consumer-groups.sh"
     tool.parent.mkdir(parents=True)
     java, *options = importlib.import_module("bench").java("consumer.group.ConsumerGroupCommand")
@@ -121,38 +142,73 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_page_runs_as_it_stands_there(folder: Path, tmp_path: Path) -> None:
-    """From make demo to the last error, but at free ports, and without what is marked as not run."""
+def test_the_page_runs_as_it_is_written(folder: Path, tmp_path: Path) -> None:
+    """From make demo to the last error, at free ports, except for what is marked as not run."""
     kafka, x = map(str, free_ports(2))
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    env = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
-    env["PATH"] = f"{sys.base_prefix}/bin:{env['PATH']}"  # the tests' Python
-    env |= {"TMPDIR": str(temporary), "ARGS": f"--port {kafka}", "KAFKA_BOOTSTRAP_SERVERS": f"localhost:{kafka}"}
     page = README.replace("9092", kafka).replace("8080", x)
-    trouble = page[page.index("## Trouble") :]
-    with ExitStack() as terminals:
-        here = Terminal(folder, env)
-        terminals.callback(here.end)
+    with Reader(folder, environment(temporary, kafka), page) as reader:
         for block in blocks(page):
-            if block.language != "console" or block.note.startswith("not run"):
-                continue
-            for command, told in block.commands():
-                print(f"$ {command}", flush=True)
-                for _ in range(BESIDE.get(block.note, 0)):
-                    terminal = Terminal(folder, env)
-                    terminals.callback(terminal.end)
-                    terminal.run(". .venv/bin/activate")
-                    terminal.type(command)
-                    terminal.wait_for(told)
-                if not block.note:
-                    printed, status = here.run(command)
-                    assert matches(printed, told), f"{command}\n{printed}\nis not what README.md tells:\n{told}"
-                    assert "Traceback" not in printed
-                    assert status == 0 or block.text in trouble, command
-                    if command == "make demo":
-                        check_picture(printed)
+            if block.language == "console" and not block.note.startswith("not run"):
+                reader.run(block)
     assert list(temporary.iterdir()) == []
+
+
+def environment(temporary: Path, port: str) -> dict[str, str]:
+    """A user's, with the tests' Python and a Kafka at that port."""
+    env = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+    env["PATH"] = f"{sys.base_prefix}/bin:{env['PATH']}"
+    env["TMPDIR"] = str(temporary)
+    env["ARGS"] = f"--port {port}"
+    env["KAFKA_BOOTSTRAP_SERVERS"] = f"localhost:{port}"
+    return env
+
+
+class Reader:
+    """Somebody who types the page's commands, some of them in further terminals."""
+
+    def __init__(self, folder: Path, env: dict[str, str], page: str) -> None:
+        self.folder, self.env = folder, env
+        self.trouble = page[page.index("## Trouble") :]
+        self.shells = ExitStack()
+
+    def __enter__(self) -> "Reader":
+        self.main = self.open_shell()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shells.close()
+
+    def open_shell(self) -> Shell:
+        shell = Shell(self.folder, self.env)
+        self.shells.callback(shell.end)
+        return shell
+
+    def run(self, block: Block) -> None:
+        for command, quoted in block.commands():
+            print(f"$ {command}", flush=True)
+            if block.note:
+                self.run_beside(command, quoted, BESIDE[block.note])
+            else:
+                self.run_here(command, quoted, may_fail=block.text in self.trouble)
+
+    def run_beside(self, command: str, quoted: str, terminals: int) -> None:
+        for _ in range(terminals):
+            shell = self.open_shell()
+            shell.run(". .venv/bin/activate")
+            shell.type(command)
+            shell.wait_for(quoted)
+
+    def run_here(self, command: str, quoted: str, may_fail: bool) -> None:
+        printed, status = self.main.run(command)
+        assert matches(printed, quoted), (
+            f"{command}\n{printed}\nis not what README.md says:\n{quoted}"
+        )
+        assert "Traceback" not in printed
+        assert status == 0 or may_fail, command
+        if command == "make demo":
+            check_picture(printed)
 
 
 def plain(output: str) -> str:
@@ -162,7 +218,7 @@ def plain(output: str) -> str:
 
 def check_picture(printed: str) -> None:
     """Is docs/demo.svg what `make picture` would draw now?"""
-    drawn = draw(printed[printed.index("Starting a real") :].splitlines())
+    drawn = draw(printed[printed.index("Starting Apache Kafka") :].splitlines())
     picture = (REPOSITORY / "docs" / "demo.svg").read_text()
     assert plain(drawn) == plain(picture), "make picture draws another one"
     assert len(picture) < 60_000
@@ -181,11 +237,8 @@ def test_each_block_is_run_or_says_why_not() -> None:
 
 
 def test_the_help_texts_are_the_real_ones(lone_scripts: Scripts) -> None:
-    real = [
-        lone_scripts.run(script.removesuffix(".py"), "--help", env={"COLUMNS": "100"}).stdout.decode()
-        for script in SOURCES
-        if script != "config.py"
-    ]
+    wide = {"COLUMNS": "100"}
+    real = [lone_scripts.run(name, "--help", env=wide).stdout.decode() for name in SCRIPTS]
     assert [text.rstrip() for text in texts("text")] == [text.rstrip() for text in real]
 
 
@@ -193,7 +246,7 @@ def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
     with XApi([Step(tweets=50), Step()], rate=50) as api:
         env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token, "STREAM_TEST_SECOND": "0.1"}
         running = scripts.start("twitter-stream", "-t", "tweets", env=env)
-        running.wait_for(lambda it: it.err.count(b"/s (1 reconnects") == 1)
+        running.wait_for(lambda it: it.err.count(b"/s (1 reconnect,") == 1)
         done = running.end(signal.SIGTERM)
     assert plain(done.stderr.decode()) == plain(*texts("log"))
 
@@ -202,13 +255,19 @@ def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
 def test_the_lines_for_env_are_settings(lone_scripts: Scripts, text: str) -> None:
     """All are known, and only the certificate authority's file is not there."""
     (lone_scripts.folder / ".env").write_text(re.sub("(?m)^KAFKA_SSL_CAFILE.*\n", "", text))
-    command = [sys.executable, "-c", "import config; print(config.client_settings(config.KafkaConsumer))"]
-    done = subprocess.run(command, cwd=lone_scripts.folder, capture_output=True, text=True, timeout=60)
+    command = [
+        sys.executable,
+        "-c",
+        "import config; print(config.client_options(config.KafkaConsumer))",
+    ]
+    done = subprocess.run(
+        command, cwd=lone_scripts.folder, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert "'security_protocol': 'SASL_SSL'" in done.stdout
 
 
-def test_flags_settings_and_statuses_are_all_told() -> None:
+def test_flags_settings_and_statuses_are_all_explained() -> None:
     helps, table = "".join(texts("text")), README[README.index("**Exit statuses**") :]
     flags = set(re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", helps[helps.index("options:") :]))
     prose = re.sub(r"^```text\n.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
@@ -216,12 +275,22 @@ def test_flags_settings_and_statuses_are_all_told() -> None:
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", prose), flag
     for name in re.findall(r"^#(\w+)=", (REPOSITORY / ".env.example").read_text(), re.MULTILINE):
         assert f"`{name}" in README, name
-    assert re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)[:4] == ["0", "1", "2", "130, 143"]
+    assert re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)[:4] == [
+        "0",
+        "1",
+        "2",
+        "130, 143, 129",
+    ]
 
 
-def test_each_cause_that_is_told_has_its_remedy() -> None:
-    causes = importlib.import_module("config").CAUSES
-    assert [cause for cause in causes.values() if cause not in README] == []
+def test_each_meaning_of_an_error_has_its_remedy() -> None:
+    config = importlib.import_module("config")
+    meanings = [*config.ERROR_EXPLANATIONS.values(), *config.MESSAGE_EXPLANATIONS.values()]
+    text = " ".join(README.split())
+    missing = [
+        each.cause for each in meanings if each.cause.partition("{}")[0].strip(": ") not in text
+    ]
+    assert missing == []
 
 
 def test_the_packages_of_install_are_enough(lone_scripts: Scripts, tmp_path: Path) -> None:
@@ -230,45 +299,79 @@ def test_the_packages_of_install_are_enough(lone_scripts: Scripts, tmp_path: Pat
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]
     subprocess.run([python, *install, REPOSITORY / "requirements.txt"], check=True)
     for script in ("producer", "consumer", "twitter-stream"):
-        subprocess.run([python, lone_scripts.folder / f"{script}.py", "--help"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [python, lone_scripts.folder / f"{script}.py", "--help"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def test_kafkas_own_files_are_named_as_in_its_distribution() -> None:
-    """Of kafka_2.13-4.3.1.tgz, and of kafka_2.13-3.9.2.tgz those with zookeeper, as their sources have them."""
+    """In kafka_2.13-4.3.1.tgz; those with zookeeper in kafka_2.13-3.9.2.tgz."""
     named = re.findall(r"(?:bin|config)[/\\][\w\\/.-]+", "".join(block.text for block in blocks()))
-    scripts = {"kafka-storage", "kafka-server-start", "zookeeper-server-start", "kafka-consumer-groups"}
-    files = {"config/server.properties", "config/zookeeper.properties", "bin/activate", "bin/python"}
-    files |= {f"bin/{each}.sh" for each in scripts} | {f"bin/windows/{each}.bat" for each in scripts}
+    scripts = {
+        "kafka-storage",
+        "kafka-server-start",
+        "zookeeper-server-start",
+        "kafka-consumer-groups",
+    }
+    files = {
+        "config/server.properties",
+        "config/zookeeper.properties",
+        "bin/activate",
+        "bin/python",
+    }
+    files |= {f"bin/{each}.sh" for each in scripts} | {
+        f"bin/windows/{each}.bat" for each in scripts
+    }
     assert {each.replace("\\", "/") for each in named} <= files
 
 
 def test_the_numbers_are_the_real_ones() -> None:
-    x, producer = importlib.import_module("twitter-stream"), importlib.import_module("producer")
-    waits = x.WAITS
-    assert x.PATIENCE == 3600
+    x, delivery = importlib.import_module("twitter-stream"), importlib.import_module("delivery")
+    stop = importlib.import_module("cli").Stop
+    assert x.DELIVERY_TIMEOUT == 3600
+    connects, seconds = x.MAX_CONNECTS, x.CONNECT_WINDOW
+    in_flight, in_flight_bytes = delivery.MAX_IN_FLIGHT, delivery.MAX_IN_FLIGHT_BYTES >> 20
     text = " ".join(README.split())
-    for told in (
-        "{} s more each time, up to {} s, for the network".format(*waits["network"]),
-        "from {} s, doubling, up to {} s, for an HTTP error".format(*waits["http"]),
-        f"from {waits['rate'][0]} s, doubling, for a rate limit",
+    for quoted in (
+        f"{x.NETWORK.first} s more each time, up to {x.NETWORK.longest} s, for the network",
+        f"from {x.HTTP.first} s, doubling, up to {x.HTTP.longest} s, for an HTTP error",
+        f"from {x.RATE_LIMIT.first} s, doubling, for a rate limit",
         f"{x.SILENCE} s of silence",
-        f"more than {x.CONNECTS} times in {x.WINDOW // 60} minutes, so {x.CONNECTS * 5} in {x.WINDOW * 5 // 60}",
-        f"over {x.LINE_BYTES >> 20} MiB",
-        f"{producer.IN_FLIGHT:,} events or tweets or {producer.IN_FLIGHT_BYTES >> 20} MB",
+        f"more than {connects} times in {seconds // 60} minutes, so {connects * 5} in 15 as X asks",
+        f"over {x.MAX_LINE_BYTES >> 20} MiB",
+        f"{in_flight:,} events or tweets or {in_flight_bytes} MB",
         "twitter-stream.py for an hour",
+        f"the process is gone within {stop.LIMIT:.0f} seconds",
     ):
-        assert told in text
+        assert quoted in text
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z]+)", README)) | set(re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE))
-    assert {"demo", "test", "broker", "stress", "soak", "bench", "picture", "lint", "clean"} == named
+    named = set(re.findall(r"`make ([a-z]+)", README)) | set(
+        re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE)
+    )
+    assert {
+        "demo",
+        "test",
+        "broker",
+        "stress",
+        "soak",
+        "bench",
+        "picture",
+        "lint",
+        "clean",
+    } == named
     assert named <= targets
 
 
 def test_the_tables_of_the_bench_name_all_that_it_measures() -> None:
     """kcat is measured where it is installed; `-f raw` fails, as it prints b'...'."""
     bench = importlib.import_module("bench")
-    names = {each.name for each in bench.producers() + bench.consumers()} - {"kcat", "python -m kafka.consumer -f raw"}
+    names = {each.name for each in bench.producers() + bench.consumers()} - {
+        "kcat",
+        "python -m kafka.consumer -f raw",
+    }
     assert all(f"| {name} |" in README for name in names)

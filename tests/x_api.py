@@ -1,6 +1,7 @@
-"""A stand-in for X's sampled stream: real HTTP/1.1 on a real socket of this machine, with faults by script.
+"""A stand-in for X's sampled stream: real HTTP/1.1 at a real socket, with faults by script.
 
-A script is a list of steps; each connection takes the next one, and the last one stays. As a program:
+A script is a list of steps: each connection takes the next one, and all that follow take the last
+one again. As a program:
 
   x_api.py --port 8080 --token secret --rate 58
   x_api.py --script '[{"status": 503}, {"tweets": 100, "end": "torn"}, {}]'
@@ -20,9 +21,10 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 if sys.platform == "linux":
@@ -41,7 +43,12 @@ TEXTS = [
     ("de", 'Straße gesperrt, "Umleitung" über Müllerstraße\n…Zeit für ☕️'),
     ("zh", "晚安，世界 🌙"),
 ]
-NOT_AUTHORIZED = {"title": "Unauthorized", "type": "about:blank", "status": 401, "detail": "Unauthorized"}
+NOT_AUTHORIZED = {
+    "title": "Unauthorized",
+    "type": "about:blank",
+    "status": 401,
+    "detail": "Unauthorized",
+}
 KEEP_ALIVE = b"\r\n"
 TOKEN = "secret-token"  # noqa: S105
 
@@ -54,20 +61,26 @@ class Step:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     body: str = ""  # of an error; in a stream it is sent as it is, before the tweets
     tweets: int | None = None  # None: as many as are read
-    end: str = (
-        "finish"  # or cut (no last chunk), torn (within a chunk), tail (after half a line), reset, silence, garbled
-    )
-    missed: int = 0  # tweets that come up after it, before the next connection
-    again: int = 0  # of the newest tweets that are sent once more at the start
+    end: str = "finish"  # one of Handler.finish_stream
+    missed: int = 0  # tweets posted after it, and before the next connection
+    again: int = 0  # how many of the newest tweets are sent once more at the start
     gzip: bool = False
-    chunk: int = 0  # bytes in a chunk of HTTP; 0: as they are sent
+    chunk: int = 0  # bytes in a chunk of HTTP; 0: as many as are sent at once
     batch: int = 1  # tweets sent at once
     pause: float = 0  # seconds after each chunk
     delay: float = 0  # seconds before the answer
 
 
+class Request(NamedTuple):
+    """A connect: when (time.monotonic()), with which query and headers."""
+
+    time: float
+    query: dict[str, str]
+    headers: dict[str, str]
+
+
 def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
-    """The JSON of tweet `number`, as X writes it: id and text, and of the other fields those asked for."""
+    """The JSON of tweet `number`, as X writes it: id and text, and what `fields` ask for."""
     language, text = TEXTS[number % len(TEXTS)]
     identity = str(1_990_000_000_000_000_000 + number * 4_194_304)
     more = {
@@ -81,10 +94,11 @@ def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
 
 
 class XApi:
-    """The server, for use in a `with`: its `url`, the lines `sent` whole, the `requests` as time, query, headers.
+    """The server, for use in a `with`: its `url`, the lines `sent` whole, the `requests`.
 
-    `flows` has the times at which the tweets of each connection began and ended, for those that had any.
-    With a `certificate` (the file names of a chain and of its key) it speaks TLS.
+    `flows` has, for each connection that had tweets, the times of its first and its last one.
+    `rate` is how many tweets it sends a second, 0: as many as are read. With a `certificate` (the
+    file names of a chain and of its key) it speaks TLS.
     """
 
     def __init__(
@@ -98,13 +112,15 @@ class XApi:
         self.script, self.token, self.rate = script, token, rate
         self.sent: list[bytes] = []
         self.flows: list[list[float]] = []
-        self.recent: deque[bytes] = deque(maxlen=1000)  # what backfill brings, sent before or missed
-        self.requests: list[tuple[float, dict[str, str], dict[str, str]]] = []  # time, query, headers
+        self.recent: deque[bytes] = deque(maxlen=1000)  # what backfill brings, sent or missed
+        self.requests: list[Request] = []
         self.open = self.most_open = 0
         self.stopped = threading.Event()
         self.numbers = itertools.count()
         self.lock, self.changed = threading.Lock(), threading.Condition()
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"api": self}))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", port), type("Bound", (Handler,), {"api": self})
+        )
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*certificate)
@@ -129,11 +145,13 @@ class XApi:
 
     def next_step(self, query: dict[str, str], headers: dict[str, str]) -> Step:
         with self.lock:
-            self.requests.append((time.monotonic(), query, headers))
+            self.requests.append(Request(time.monotonic(), query, headers))
             return self.script[min(len(self.requests), len(self.script)) - 1]
 
 
 class Handler(BaseHTTPRequestHandler):
+    """One connection; `api` is the server that it belongs to."""
+
     api: XApi
     protocol_version = "HTTP/1.1"
 
@@ -141,74 +159,83 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query))
-        step = self.api.next_step(query, dict(self.headers))
+        self.step = self.api.next_step(query, dict(self.headers))
         if self.headers["Authorization"] != f"Bearer {self.api.token}":
-            step = Step(status=401, body=json.dumps(NOT_AUTHORIZED))
-        self.api.stopped.wait(step.delay)
-        if step.status != 200:
-            self.answer(step)
-            return
-        with self.api.changed:  # one that was closed before this connect may not have been noticed yet
+            self.step = Step(status=401, body=json.dumps(NOT_AUTHORIZED))
+        self.api.stopped.wait(self.step.delay)
+        self.close_connection = True
+        with suppress(OSError):  # the client went away
+            if self.step.status != 200:
+                self.answer()
+                return
+            self.fields = query.get("tweet.fields", "").split(",")
+            with self.counted():
+                self.stream("backfill_minutes" in query)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count this connection among those that are open."""
+        with self.api.changed:
+            # One that was closed before this connect may not have been noticed yet
             self.api.changed.wait_for(lambda: self.api.open == 0, 1)
             self.api.open += 1
             self.api.most_open = max(self.api.most_open, self.api.open)
         try:
-            self.stream(step, query.get("tweet.fields", "").split(","), "backfill_minutes" in query)
-        except OSError:  # the client went away
-            pass
+            yield
         finally:
-            self.close_connection = True
             with self.api.changed:
                 self.api.open -= 1
                 self.api.changed.notify_all()
 
-    def answer(self, step: Step) -> None:
-        body = gzip.compress(step.body.encode()) if step.gzip else step.body.encode()
-        self.send_head(step, "Content-Length", str(len(body) + 1000 * (step.end == "cut")))
-        try:
-            for part in pieces(body, step.chunk):
-                self.wfile.write(part)
-                time.sleep(step.pause)
-        except OSError:  # the client has read enough
-            pass
-        self.close_connection = True
+    def answer(self) -> None:
+        """An answer that is no stream."""
+        body = self.step.body.encode()
+        if self.step.gzip:
+            body = gzip.compress(body)
+        missing = 1000 if self.step.end == "cut" else 0
+        self.send_head("Content-Length", str(len(body) + missing))
+        for part in pieces(body, self.step.chunk):
+            self.wfile.write(part)
+            time.sleep(self.step.pause)
 
-    def send_head(self, step: Step, name: str, value: str) -> None:
+    def send_head(self, name: str, value: str) -> None:
         """The status and the headers: one that the body needs, and the step's."""
-        self.send_response(step.status)
+        self.send_response(self.step.status)
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header(name, value)
-        if step.gzip:
+        if self.step.gzip:
             self.send_header("Content-Encoding", "gzip")
-        for each in step.headers.items():
-            self.send_header(*each)
+        for header in self.step.headers.items():
+            self.send_header(*header)
         self.end_headers()
 
-    def stream(self, step: Step, fields: list[str], backfill: bool) -> None:
+    def stream(self, is_backfilled: bool) -> None:
+        """An answer that is a stream, with keep-alives among its tweets."""
         recent = list(self.api.recent)
+        self.send_head("Transfer-Encoding", "chunked")
+        self.packer = zlib.compressobj(wbits=31) if self.step.gzip else None
+        if self.step.body:
+            self.send(self.step.body.encode())
+        self.send_tweets(recent if is_backfilled else recent[len(recent) - self.step.again :])
         flow: list[float] = []
-        self.send_head(step, "Transfer-Encoding", "chunked")
-        self.packer = zlib.compressobj(wbits=31) if step.gzip else None
-        self.step = step
-        if step.body:
-            self.send(step.body.encode())
-        self.send_tweets(recent if backfill else recent[len(recent) - step.again :])
-        for count in itertools.count(0, step.batch):
-            if count == step.tweets or self.api.stopped.is_set():
+        for count in itertools.count(0, self.step.batch):
+            if count == self.step.tweets or self.api.stopped.is_set():
                 break
-            self.send_tweets(self.api.next_tweets(step.batch, fields))
-            now = time.monotonic()
-            if flow:
-                flow[1] = now
-            else:
-                flow += [now, now]
-                self.api.flows.append(flow)
+            self.send_tweets(self.api.next_tweets(self.step.batch, self.fields))
+            self.note_time(flow)
             if count % 10 == 9:
                 self.send(KEEP_ALIVE)
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
                 break
-        self.finish_stream(step, fields)
-        self.api.next_tweets(step.missed, fields)
+        self.finish_stream()
+        self.api.next_tweets(self.step.missed, self.fields)
+
+    def note_time(self, flow: list[float]) -> None:
+        now = time.monotonic()
+        if not flow:
+            flow += [now, now]
+            self.api.flows.append(flow)
+        flow[1] = now
 
     def send_tweets(self, lines: list[bytes]) -> None:
         if lines:
@@ -216,47 +243,72 @@ class Handler(BaseHTTPRequestHandler):
             self.api.sent += lines
 
     def send(self, data: bytes) -> None:
-        if self.packer:
-            data = self.packer.compress(data) + self.packer.flush(zlib.Z_SYNC_FLUSH)
-        for part in pieces(data, self.step.chunk):
+        for part in pieces(self.packed(data), self.step.chunk):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
             time.sleep(self.step.pause)
 
-    def finish_stream(self, step: Step, fields: list[str]) -> None:
-        if step.end == "finish":
-            if self.packer and (rest := self.packer.flush()):
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(rest), rest))
-            self.wfile.write(b"0\r\n\r\n")
-        elif step.end == "torn":  # whole lines, then half a line, and the connection ends within the chunk
-            whole, half = self.api.next_tweets(2, fields)
-            data = whole + b"\r\n" + half[: len(half) // 2]
-            if self.packer:
-                data = self.packer.compress(data) + self.packer.flush(zlib.Z_SYNC_FLUSH)
-            self.wfile.write(b"%x\r\n%b" % (len(data) + 1000, data))
-            self.api.sent.append(whole)
-        elif step.end == "tail":  # of the last line only the \n is missing
-            self.send(self.api.next_tweets(1, fields)[0] + b"\r")
-            self.wfile.write(b"0\r\n\r\n")
-        elif step.end == "reset":
-            wait_acknowledged(self.connection)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            os.close(self.connection.detach())  # a close of the object would wait for its files
-        elif step.end == "garbled":  # no HTTP chunk
-            self.wfile.write(b"<html>\r\n")
-        elif step.end == "silence":
-            self.connection.settimeout(60)
-            self.connection.recv(1)  # until the client goes
+    def packed(self, data: bytes) -> bytes:
+        if not self.packer:
+            return data
+        return self.packer.compress(data) + self.packer.flush(zlib.Z_SYNC_FLUSH)
+
+    def finish_stream(self) -> None:
+        """End it by the step's `end`."""
+        ends: dict[str, Callable[[], None]] = {
+            "finish": self.send_last_chunk,
+            "cut": lambda: None,  # without the last chunk
+            "torn": self.send_torn_line,
+            "tail": self.send_tail,
+            "reset": self.reset,
+            "silence": self.wait_for_client,
+            "garbled": self.send_garbage,
+        }
+        ends[self.step.end]()
+
+    def send_last_chunk(self) -> None:
+        rest = self.packer.flush() if self.packer else b""
+        if rest:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(rest), rest))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def send_torn_line(self) -> None:
+        """End within a chunk, after a whole line and half of the next one."""
+        whole, half = self.api.next_tweets(2, self.fields)
+        data = self.packed(whole + b"\r\n" + half[: len(half) // 2])
+        self.wfile.write(b"%x\r\n%b" % (len(data) + 1000, data))
+        self.api.sent.append(whole)
+
+    def send_tail(self) -> None:
+        r"""End as usual, but for the last line's \n."""
+        self.send(self.api.next_tweets(1, self.fields)[0] + b"\r")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def reset(self) -> None:
+        wait_acknowledged(self.connection)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())  # a close of the object would wait for its files
+
+    def wait_for_client(self) -> None:
+        """Send nothing more, until the client goes."""
+        self.connection.settimeout(60)
+        self.connection.recv(1)
+
+    def send_garbage(self) -> None:
+        """Send what is no chunk of HTTP."""
+        self.wfile.write(b"<html>\r\n")
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
     """The data in pieces of that size; 0: in one."""
-    return [data[start : start + (size or len(data))] for start in range(0, len(data), size or len(data) or 1)]
+    size = size or len(data) or 1
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def wait_acknowledged(connection: socket.socket) -> None:
-    """Wait until the other side has all that was sent: a reset drops what it has not (only Linux tells)."""
+    """Wait until the other side has all that was sent, as a reset drops the rest (Linux)."""
     for _ in range(1000 if sys.platform == "linux" else 0):
-        if not struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]:
+        [unsent] = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))
+        if not unsent:
             break
         time.sleep(0.01)
 
@@ -266,21 +318,29 @@ def main() -> int:
         prog="x_api.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--port", type=int, default=8080, help="on 127.0.0.1 (default: 8080)")
-    parser.add_argument("--token", default=TOKEN, help=f"the bearer token to ask for (default: {TOKEN})")
-    parser.add_argument("--rate", type=float, default=58, help="tweets a second, 0: as fast as possible (default: 58)")
-    parser.add_argument("--script", default="[{}]", help="JSON: a list of steps, objects with the fields of Step")
+    parser.add_argument(
+        "--token", default=TOKEN, help=f"the bearer token to ask for (default: {TOKEN})"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=58,
+        help="tweets a second, 0: as fast as possible (default: 58)",
+    )
+    parser.add_argument(
+        "--script", default="[{}]", help="JSON: a list of steps, objects with the fields of Step"
+    )
     options = parser.parse_args()
     script = [Step(**step) for step in json.loads(options.script)]
     try:
         with XApi(script, options.token, options.rate, options.port) as api:
             print(f"STREAM_URL={api.url} BEARER_TOKEN={api.token}; Ctrl-C stops it", flush=True)
-            threading.Event().wait()
-        return 0
-    except KeyboardInterrupt:
-        return 0
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     except OSError as error:
         print(f"x_api.py: cannot use port {options.port}: {error.strerror}; take another --port")
         return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,304 @@
+"""Settings in .env and the environment, and the messages where they lead to no connection."""
+
+import re
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, SCRIPTS, Read, Running, Scripts, values
+
+NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+TOKEN = {"BEARER_TOKEN": "secret-token"}
+SASL = {"KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"}
+PLAIN = {**SASL, "KAFKA_SASL_MECHANISM": "PLAIN"}
+LOGIN = {
+    **PLAIN,
+    "KAFKA_SASL_PLAIN_USERNAME": "user",
+    "KAFKA_SASL_PLAIN_PASSWORD": "hidden",
+}
+CHECK_SERVERS = "Is it running there? Check KAFKA_BOOTSTRAP_SERVERS."
+
+
+def check_failure(running: Running, script: str, sentence: str, status: int = 1) -> None:
+    """Wait for the end of a script that fails with one message, a regular expression."""
+    done = running.end()
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert re.fullmatch(rf"{script}\.py: {sentence}\n", done.stderr.decode()), done.stderr
+
+
+# ------------------------------------------------------------------ the connection
+
+
+def test_no_broker(lone_scripts: Scripts) -> None:
+    """Side by side, as each of them tries for 8 seconds."""
+    reasons = {
+        "127.0.0.1:1": f"connection refused. {CHECK_SERVERS}",
+        "localhost:1": f"connection refused. {CHECK_SERVERS}",
+        "nowhere.invalid:9092": (
+            "unknown host nowhere.invalid. "
+            "Check KAFKA_BOOTSTRAP_SERVERS and the broker's advertised.listeners."
+        ),
+    }
+    began = time.monotonic()
+    running = [
+        (script, address, lone_scripts.start(script, env={**servers(address), **TOKEN}))
+        for script in SCRIPTS
+        for address in reasons
+    ]
+    for script, address, process in running:
+        sentence = f"cannot connect to Kafka at {address}: {reasons[address]}"
+        check_failure(process, script, re.escape(sentence))
+    assert time.monotonic() - began < 12
+
+
+def servers(address: str) -> dict[str, str]:
+    return {"KAFKA_BOOTSTRAP_SERVERS": address}
+
+
+def test_the_default_is_localhost(lone_scripts: Scripts) -> None:
+    """It holds with and without a broker of the developer's there."""
+    running = lone_scripts.start("consumer", "-v")
+    running.wait_for(lambda it: re.search(rb" at localhost:9092 ", it.err))
+
+
+def test_a_port_that_never_answers(lone_scripts: Scripts) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        running = [
+            lone_scripts.start("consumer", env={**servers(address), **security})
+            for security in ({}, {"KAFKA_SECURITY_PROTOCOL": "SSL"}, LOGIN)
+        ]
+        sentence = f"cannot connect to Kafka at {address}: no response. {CHECK_SERVERS}"
+        for process in running:
+            check_failure(process, "consumer", re.escape(sentence))
+        assert time.monotonic() - began < 12
+
+
+def test_the_wrong_security_protocol(scripts: Scripts) -> None:
+    """TLS, and a login, where the broker expects neither."""
+    address = re.escape(scripts.env["KAFKA_BOOTSTRAP_SERVERS"])
+    check = r"Check KAFKA_SECURITY_PROTOCOL and KAFKA_{}_\*\."
+    reasons = [
+        ({"KAFKA_SECURITY_PROTOCOL": "SSL"}, f"TLS failed: [^.]+. {check.format('SSL')}"),
+        (LOGIN, f"the broker does not support this login. {check.format('SASL')}"),
+    ]
+    running = [scripts.start("consumer", env=security) for security, _ in reasons]
+    for process, (_, reason) in zip(running, reasons, strict=True):
+        check_failure(process, "consumer", f"cannot connect to Kafka at {address}: {reason}")
+
+
+# ------------------------------------------------------------------ what is checked before it
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("security", "missing"),
+    [
+        (SASL, "KAFKA_SASL_MECHANISM"),
+        (PLAIN, "KAFKA_SASL_PLAIN_USERNAME"),
+        ({**LOGIN, "KAFKA_SASL_PLAIN_PASSWORD": ""}, "KAFKA_SASL_PLAIN_PASSWORD"),
+    ],
+)
+def test_an_incomplete_login(
+    lone_scripts: Scripts, script: str, security: dict[str, str], missing: str
+) -> None:
+    began = time.monotonic()
+    process = lone_scripts.start(script, env={**NOWHERE, **TOKEN, **security})
+    sentence = f"{missing} is missing; SASL_PLAINTEXT needs it. See .env.example."
+    check_failure(process, script, re.escape(sentence), 2)
+    assert time.monotonic() - began < 8, "it has tried to connect"
+
+
+def test_a_login_with_scram_needs_a_password_and_over_tls_too(lone_scripts: Scripts) -> None:
+    security = {"KAFKA_SECURITY_PROTOCOL": "sasl_ssl", "KAFKA_SASL_MECHANISM": "SCRAM-SHA-256"}
+    env = {**NOWHERE, **security, "KAFKA_SASL_PLAIN_USERNAME": "user"}
+    sentence = r"KAFKA_SASL_PLAIN_PASSWORD is missing; SASL_SSL needs it\. See \.env\.example\."
+    check_failure(lone_scripts.start("consumer", env=env), "consumer", sentence, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "sentence"),
+    [
+        ("CAFILE", "missing", "cannot read {} (KAFKA_SSL_CAFILE): No such file or directory"),
+        ("CERTFILE", "missing", "cannot read {} (KAFKA_SSL_CERTFILE): No such file or directory"),
+        ("KEYFILE", "missing", "cannot read {} (KAFKA_SSL_KEYFILE): No such file or directory"),
+        ("CAFILE", "", "cannot read {} (KAFKA_SSL_CAFILE): Is a directory"),
+        ("CAFILE", "text", "cannot use {} (KAFKA_SSL_CAFILE): no certificate or crl found"),
+        (
+            "CERTFILE",
+            "text",
+            "cannot use {0} (KAFKA_SSL_CERTFILE) with key {0}: wrong password or not a "
+            "PEM file. Check KAFKA_SSL_KEYFILE and KAFKA_SSL_PASSWORD.",
+        ),
+    ],
+)
+def test_a_file_for_tls_is_named(
+    lone_scripts: Scripts, tmp_path: Path, name: str, file: str, sentence: str
+) -> None:
+    (tmp_path / "text").write_text("no PEM\n")
+    path = tmp_path / file
+    env = {**NOWHERE, "KAFKA_SECURITY_PROTOCOL": "SSL", f"KAFKA_SSL_{name}": str(path)}
+    process = lone_scripts.start("producer", "-n", 1, env=env)
+    check_failure(process, "producer", re.escape(sentence.format(path)), 2)
+
+
+# ------------------------------------------------------------------ .env
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "KAFKA_BOOTSTRAP_SERVER=x",
+            "unknown setting KAFKA_BOOTSTRAP_SERVER in {}; did you mean KAFKA_BOOTSTRAP_SERVERS?",
+        ),
+        (
+            "kafka_sasl_mechanism=x",
+            "unknown setting kafka_sasl_mechanism in {}; did you mean KAFKA_SASL_MECHANISM?",
+        ),
+        ("BEARER=x", "unknown setting BEARER in {}; did you mean BEARER_TOKEN?"),
+        ("BEARER_TOKEN=first\nsecondhalf", "line 2 of {} is not NAME=VALUE. See .env.example."),
+        ("what is this", "line 1 of {} is not NAME=VALUE. See .env.example."),
+        ("\n# a comment\n\nwhat is this", "line 4 of {} is not NAME=VALUE. See .env.example."),
+        (
+            "KAFKA_SECURITY_PROTOCOL=SASL-SSL",
+            "KAFKA_SECURITY_PROTOCOL must be PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL. "
+            "See .env.example.",
+        ),
+        ("KAFKA_LINGER_MS=soon", "KAFKA_LINGER_MS must be a whole number. See .env.example."),
+        (
+            "KAFKA_SSL_CHECK_HOSTNAME=maybe",
+            "KAFKA_SSL_CHECK_HOSTNAME must be true or false. See .env.example.",
+        ),
+    ],
+)
+def test_a_bad_env_file(lone_scripts: Scripts, text: str, sentence: str) -> None:
+    path = lone_scripts.folder / ".env"
+    path.write_text(f"{text}\n")
+    process = lone_scripts.start("producer", "-n", 1, env=NOWHERE)
+    check_failure(process, "producer", re.escape(sentence.format(path)), 2)
+
+
+def test_a_setting_that_the_scripts_decide(lone_scripts: Scripts) -> None:
+    path = lone_scripts.folder / ".env"
+    path.write_text("KAFKA_ACKS=1\n")
+    process = lone_scripts.start("producer", "-n", 1, env=NOWHERE)
+    sentence = rf"unknown setting KAFKA_ACKS in {re.escape(str(path))}; did you mean KAFKA_\w+\?"
+    check_failure(process, "producer", sentence, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("KAFKA_CLIENT_DNS_LOOKUP=foo", r"client_dns_lookup must be one of .*; got 'foo'"),
+        (
+            "KAFKA_ENABLE_IDEMPOTENCE=true\nKAFKA_RETRIES=0",
+            "enable_idempotence=True is incompatible with .*retries=0",
+        ),
+        ("KAFKA_COMPRESSION_TYPE=rar", "Not supported codec: rar"),
+    ],
+)
+def test_a_setting_that_the_client_rejects(scripts: Scripts, text: str, words: str) -> None:
+    """The words are the client's own."""
+    (scripts.folder / ".env").write_text(f"{text}\n")
+    process = scripts.start("producer", "-n", 1)
+    sentence = rf"the Kafka client rejects a KAFKA_\* setting: {words}"
+    check_failure(process, "producer", sentence, 2)
+
+
+def test_an_env_file_in_the_current_folder_is_named_as_it_is_seen_there(
+    lone_scripts: Scripts,
+) -> None:
+    (lone_scripts.folder / ".env").write_text("TYPO=1\n")
+    process = lone_scripts.start("consumer", cwd=lone_scripts.folder)
+    sentence = r"unknown setting TYPO in \.env; did you mean \w+\?"
+    check_failure(process, "consumer", sentence, 2)
+
+
+def test_an_unreadable_env_file(lone_scripts: Scripts) -> None:
+    path = lone_scripts.folder / ".env"
+    path.write_bytes(b"BEARER_TOKEN=\xff\n")
+    sentence = f"cannot read {path}: it is not UTF-8 text. Save it as UTF-8."
+    check_failure(lone_scripts.start("consumer"), "consumer", re.escape(sentence), 2)
+    path.unlink()
+    path.mkdir()
+    sentence = f"cannot read {path}: Is a directory"
+    check_failure(lone_scripts.start("consumer"), "consumer", re.escape(sentence), 2)
+
+
+def test_the_env_file_is_the_one_beside_the_scripts(lone_scripts: Scripts, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".env").write_text("NONSENSE=1\n")
+    path = lone_scripts.folder / ".env"
+    path.write_text("TYPO=1\n")
+    process = lone_scripts.start("consumer", cwd=elsewhere)
+    sentence = rf"unknown setting TYPO in {re.escape(str(path))}; did you mean \w+\?"
+    check_failure(process, "consumer", sentence, 2)
+
+
+# ------------------------------------------------------------------ what they change
+
+
+def test_the_environment_overrides_the_env_file(scripts: Scripts, topic: str, read: Read) -> None:
+    address = scripts.env.pop("KAFKA_BOOTSTRAP_SERVERS")
+    (scripts.folder / ".env").write_text(
+        f"# comment\n\nKAFKA_BOOTSTRAP_SERVERS='{address}' # end\n"
+        "export KAFKA_LINGER_MS=1\nKAFKA_SSL_CAFILE=\n"
+    )
+    assert scripts.run("producer", "-t", topic, input=b"first\n").returncode == 0
+    process = scripts.start("producer", "-t", topic, env={"KAFKA_LINGER_MS": "soon"})
+    sentence = r"KAFKA_LINGER_MS must be a whole number\. See \.env\.example\."
+    check_failure(process, "producer", sentence, 2)
+    done = scripts.run("producer", "-t", topic, input=b"second\n", env=servers(""))
+    assert done.returncode == 0, "an empty variable counts as unset"
+    assert values(read(topic)) == [b"first", b"second"]
+
+
+def test_strangers_in_the_environment_are_ignored(scripts: Scripts, topic: str) -> None:
+    strangers = {"KAFKA_HOME": "/opt/kafka", "KAFKA_HEAP_OPTS": "-Xmx1g", "KAFKA_ACKS": "0"}
+    done = scripts.run("producer", "-t", topic, "-n", 1, env=strangers)
+    published = f"producer.py: published 1 event to {topic}\n"
+    assert (done.returncode, done.stderr.decode()) == (0, published)
+
+
+def test_settings_reach_only_the_clients_that_know_them(scripts: Scripts, topic: str) -> None:
+    env = {
+        "KAFKA_COMPRESSION_TYPE": "gzip",
+        "KAFKA_MAX_POLL_RECORDS": "10",
+        "KAFKA_ISOLATION_LEVEL": "read_committed",
+    }
+    done = scripts.run("producer", "-t", topic, "-n", 1, env=env)
+    assert (done.returncode, done.stderr.decode().count("\n")) == (0, 1)
+    done = scripts.run("consumer", "-t", topic, "-e", env=env)
+    assert (done.returncode, done.stdout.count(b"\n"), done.stderr) == (0, 1, b"")
+
+
+def test_a_setting_changes_what_it_says(scripts: Scripts, topic: str) -> None:
+    env = {"KAFKA_MAX_REQUEST_SIZE": "1000"}
+    done = scripts.run("producer", "-t", topic, input=b"x" * 2000, env=env)
+    limits = "larger than the topic's max.message.bytes or KAFKA_MAX_REQUEST_SIZE"
+    event = f"event 1 (2000 bytes): {limits}"
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"producer.py: skipped {event}\n"
+        f"producer.py: published 0 events to {topic}, 1 failed: {event}\n"
+    )
+
+
+def test_every_line_of_env_example_is_a_setting(scripts: Scripts, topic: str) -> None:
+    """With the comment sign in front of each setting removed, every name is accepted."""
+    example = (REPOSITORY / ".env.example").read_text()
+    names = re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE)
+    known = {"BEARER_TOKEN", "STREAM_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_SASL_MECHANISM"}
+    assert known <= set(names)
+    published = f"producer.py: published 1 event to {topic}\n"
+    (scripts.folder / ".env").write_text("".join(f"{name}=\n" for name in names))
+    done = scripts.run("producer", "-t", topic, "-n", 1)
+    assert (done.returncode, done.stderr.decode()) == (0, published)
+    shutil.copy(REPOSITORY / ".env.example", scripts.folder / ".env")
+    done = scripts.run("producer", "-t", topic, "-n", 1)
+    assert (done.returncode, done.stderr.decode()) == (0, published)
