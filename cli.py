@@ -75,8 +75,8 @@ def report_uncaught(
 
 
 def register_secret(secret: str | None) -> None:
-    """Mask this text in every message from now on."""
-    if secret:
+    """Mask this text in every message from now on; blanks are no secret."""
+    if secret and secret.strip():
         _secrets.add(secret)
 
 

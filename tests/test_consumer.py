@@ -362,7 +362,7 @@ def test_a_damaged_event(
     scripts: Scripts, topic: str, kafka: Broker, producer: KafkaProducer
 ) -> None:
     """Its bytes have changed on the broker's disk, so that its checksum is wrong."""
-    publish(producer, topic, range(5))
+    publish(producer, topic, range(1))
     path = kafka.data / "log" / f"{topic}-0" / "00000000000000000000.log"
     with path.open("r+b") as log:
         log.seek(-2, os.SEEK_END)
