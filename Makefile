@@ -10,7 +10,7 @@ demo: .venv/ready ## the three scripts on a real Kafka, end to end
 broker: .venv/ready ## a real Kafka on localhost:9092 until Ctrl-C; ARGS=--zookeeper for an older one
 	@$(BIN)/python tests/broker.py $(ARGS)
 
-test: lint ## everything that must hold
+test: lint ## style, types and all tests
 	$(BIN)/python -m pytest
 
 stress: .venv/ready ## brokers killed under load, many more random moments, millions of events, a secured Kafka
@@ -19,7 +19,7 @@ stress: .venv/ready ## brokers killed under load, many more random moments, mill
 soak: .venv/ready ## twitter-stream.py under faults: each kind once, then a day of a million tweets; ARGS=--help
 	@$(BIN)/python tests/soak.py $(ARGS)
 
-bench: .venv/ready ## measure the scripts beside what else there is; ARGS=--help
+bench: .venv/ready ## measure the scripts beside their alternatives; ARGS=--help
 	@$(BIN)/python tests/bench.py $(ARGS)
 
 picture: .venv/ready ## docs/demo.svg, of what the demo prints
@@ -31,7 +31,7 @@ lint: .venv/ready ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 
-clean: ## remove what the other targets have made here
+clean: ## remove what the other targets have made
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache __pycache__ tests/__pycache__
 
 .venv/ready: requirements.txt tests/requirements.txt

@@ -286,13 +286,14 @@ class Delivery:
         self._progress.report(self)
 
     def _wait(self) -> None:
-        """Wait for the oldest event, for at most one TICK."""
+        """Settle what is done, then wait for the oldest event in flight, for at most one TICK."""
+        self.check()
+        if not self._in_flight:
+            return
         with suppress(errors.KafkaError):
             self._in_flight[0].future.get(TICK)
-        self.check()
-        is_late = time.monotonic() > self._last_progress_at + self._timeout
-        if self._in_flight and is_late:  # the client has lost track of it
-            self._settle(self._in_flight.popleft())
+        if time.monotonic() > self._last_progress_at + self._timeout:
+            self._settle(self._in_flight.popleft())  # the client has lost track of it
 
     def _settle(self, sent: Sent) -> None:
         """Count an event as acknowledged, or as failed if it is not by now."""
