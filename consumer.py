@@ -184,7 +184,7 @@ def prepare_reading(consumer: Any, options: argparse.Namespace) -> EndOffsets:
     if options.latest and not options.group:
         seek_to_ends(consumer, ends)
     elif not options.group:
-        request_start_offsets(consumer)
+        request_positions(consumer)
     return ends
 
 
@@ -192,10 +192,10 @@ def partitions_of(consumer: Any, topic: str) -> list[TopicPartition]:
     return [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
 
 
-def request_start_offsets(consumer: Any) -> None:
-    """Make the client request where the partitions start, which the first poll does 0.1 s later.
+def request_positions(consumer: Any) -> None:
+    """Make the client request all positions it does not know; a poll would wait 0.1 s before.
 
-    Asking for the position of one makes it request all.
+    Asking for one makes it request all.
     """
     for partition in list(consumer.assignment())[:1]:
         consumer.position(partition, POLL_TIMEOUT_MS)
@@ -234,7 +234,7 @@ def pause_finished(consumer: Any, ends: EndOffsets) -> bool:
     """
     assigned = consumer.assignment()
     wanted = assigned & ends.keys()
-    request_start_offsets(consumer)
+    request_positions(consumer)
     finished = {
         partition
         for partition in wanted
