@@ -104,6 +104,25 @@ def fail(message: str, status: int = 1) -> NoReturn:
     raise SystemExit(status)
 
 
+class Throttle:
+    """Says each kind of message at most once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._said_at: dict[str, float] = {}  # by kind: a time.monotonic()
+        self._lock = threading.Lock()
+
+    def say(self, kind: str, message: str) -> None:
+        """Write the message, unless one of its kind was written a short time ago."""
+        now = time.monotonic()
+        with self._lock:
+            recent = {key: at for key, at in self._said_at.items() if now < at + self._seconds}
+            is_due = kind not in recent
+            self._said_at = {**recent, kind: now} if is_due else recent
+        if is_due:
+            say(message)
+
+
 def pluralize(number: int, unit: str) -> str:
     """Format a number with its unit: `1 event`, `2 events`."""
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"

@@ -14,7 +14,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from cli import fail, register_secret, say
 
@@ -204,8 +204,8 @@ def settings() -> dict[str, str]:
     for name, value in values.items():
         if _is_secret(name):
             register_secret(value)
-        elif "PROXY" in name.upper():
-            register_secret(_password_in(value))
+        elif name == "STREAM_URL" or name.upper().endswith("_PROXY"):
+            _register_passwords(value)
     return values
 
 
@@ -259,11 +259,21 @@ def _is_secret(name: str) -> bool:
     return name == "BEARER_TOKEN" or (name.startswith("KAFKA_") and name.endswith("PASSWORD"))
 
 
-def _password_in(url: str) -> str | None:
-    try:
-        return urlsplit(url).password
-    except ValueError:
-        return None
+def _register_passwords(url: str) -> None:
+    """Register the password in a URL, however malformed: all between USER: and the last @.
+
+    Where it contains a / or the like, libraries take only a part of it for the password, or show a
+    part as the host.
+    """
+    match = re.match(r"(?:[\w+.-]*:)?(?://)?[^:@]*:(?!//)(.+)@", url, re.DOTALL)
+    if not match:
+        return
+    password = match[1]
+    register_secret(password)
+    register_secret(unquote(password))
+    for part in re.split(r"[/?#@:]", password):
+        if len(part) > 3:  # a shorter one would mask parts of words
+            register_secret(part)
 
 
 def _display_path(path: str) -> str:
@@ -350,15 +360,12 @@ def check_tls(options: dict[str, Any]) -> None:
     if not options.get("security_protocol", "").endswith("SSL"):
         return
     for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
-        check_readable(name, options.get(name))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        check_readable(f"KAFKA_{name.upper()}", options.get(name))
     ca_file, certificate = options.get("ssl_cafile"), options.get("ssl_certfile")
+    if ca_file:
+        check_ca_file("KAFKA_SSL_CAFILE", ca_file)
     key = options.get("ssl_keyfile") or certificate
-    try:
-        if ca_file:
-            context.load_verify_locations(ca_file)
-    except ssl.SSLError as error:
-        fail(f"cannot use {ca_file} (KAFKA_SSL_CAFILE): {_tls_reason(error)}", 2)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if certificate:
             context.load_cert_chain(certificate, key, options.get("ssl_password") or "")
@@ -370,15 +377,24 @@ def check_tls(options: dict[str, Any]) -> None:
         )
 
 
-def check_readable(name: str, path: str | None) -> None:
-    """Exit if the file named by a setting is unreadable."""
+def check_ca_file(variable: str, path: str) -> None:
+    """Exit if the file of CA certificates that a variable names is unusable."""
+    check_readable(variable, path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        fail(f"cannot use {path} ({variable}): {_tls_reason(error)}", 2)
+
+
+def check_readable(variable: str, path: str | None) -> None:
+    """Exit if the file that a variable names is unreadable."""
     if not path:
         return
     try:
         with open(path, "rb"):
             pass
     except OSError as error:
-        fail(f"cannot read {path} (KAFKA_{name.upper()}): {error.strerror}", 2)
+        fail(f"cannot read {path} ({variable}): {error.strerror}", 2)
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

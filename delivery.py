@@ -198,6 +198,8 @@ class Job(NamedTuple):
     source: Source
     unit: str = "event"  # what messages call an event
     details: Callable[[], str] = str  # what the source adds to messages; str() is empty
+    say_skipped: Callable[[str], None] = say  # reports an event that is too large
+    at_stop: Callable[[], object] = str  # called if the source does not come to its end
     total_bytes: int = 0  # if known
     is_endless: bool = False  # whether it normally runs until a signal stops it
 
@@ -249,7 +251,8 @@ class Delivery:
         try:
             future = self._hand_over(event)
         except errors.MessageSizeTooLargeError:
-            say(f"skipped {self._record_failure(self.events_read, size, TOO_LARGE)}")
+            failure = self._record_failure(self.events_read, size, TOO_LARGE)
+            self._job.say_skipped(f"skipped {failure}")
             return
         if not self._in_flight:
             self._last_progress_at = time.monotonic()
@@ -415,6 +418,8 @@ def publish(job: Job, topic: str, max_bytes: int, stop: Stop, timeout: int = 120
             delivery.check()
     finally:
         delivery.finish()
+        if not reader.is_exhausted:
+            job.at_stop()
         say(delivery.summary())
         with suppress(Exception):  # everything promised is done, or was reported as failed
             producer.close(timeout=0 if delivery.failed else 1)

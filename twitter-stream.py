@@ -5,7 +5,7 @@ examples:
   twitter-stream.py -t tweets -n 100
                                     the next 100 tweets, to topic tweets
   twitter-stream.py --param tweet.fields=created_at,lang --param expansions=author_id
-  twitter-stream.py --backfill      after a gap, request the missed tweets from X
+  twitter-stream.py --backfill      after a gap or a restart, request the missed tweets from X
 
 Each event's value is the line as X sent it; its key is the tweet ID. The topic is created if it
 does not exist.
@@ -19,22 +19,37 @@ exit status:
 
 import argparse
 import enum
+import functools
+import gc
 import json
 import math
 import random
 import re
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
-from cli import Parser, Stop, fail, name_value_type, pluralize, register_secret, say, start
+from cli import (
+    Parser,
+    Stop,
+    Throttle,
+    fail,
+    name_value_type,
+    pluralize,
+    register_secret,
+    say,
+    start,
+)
 
 if __name__ == "__main__":
     start()
 
-from config import settings, show_client_log
+from config import client_options, connect, explain, settings, show_client_log
 from delivery import (
     SECOND,
     Batch,
@@ -48,29 +63,40 @@ from delivery import (
     publish,
     take,
 )
+from http_stream import StreamOpener, check_network_settings, is_usable_address
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, HTTPError
+from kafka import KafkaConsumer, TopicPartition, errors
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, ReadTimeoutError
 
 X_URL = "https://api.x.com/2/tweets/sample/stream"
 LOOPBACK = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)"
 MAX_LINE_BYTES = 1 << 20  # no tweet comes close
 BLOCK_BYTES = 1 << 16  # per read
+PAGE_BYTES = 1 << 14  # of a web page, to show its words
 
 # X's rules, in seconds unless stated otherwise
-RESPONSE_TIMEOUT = 10
+REFUSAL_TIMEOUT = 10  # for the text of a refusal
 SILENCE = 22  # X sends a keep-alive every 20 seconds
-MAX_CONNECTS, CONNECT_WINDOW = 10, 180  # spreads out the 50 connects that X allows in 15 minutes
+X_WINDOW = 900  # X's rate limits apply per 15 minutes
+MAX_CONNECTS, CONNECT_WINDOW = 10, 180  # spreads out the 50 connects that X allows in X_WINDOW
 DAY = 86_400  # no rate limit of X lasts longer
+# Once a request has been accepted, only so many refusals in a row end the run. With the waits in
+# between they span 20 minutes, more than X_WINDOW
+MAX_REFUSALS = 10
 DELIVERY_TIMEOUT = 3600  # how long Kafka may be down; until then, tweets already read are held
-MAX_SEEN_IDS = 100_000  # five minutes at six times the usual rate
 MAX_BACKFILL_MINUTES = 5
+BACKFILL_MARGIN = 10  # for the time that a connect takes, and for tweets lost in flight
+MAX_BACKFILL_REFUSALS = 3  # in a row; the plan has no backfill
+RECENT = 360  # how much of the topic --backfill reads at the start: a minute more than X resends
+READ_STALL = 8  # give up reading it after so long without progress
+MAX_SEEN_IDS = 125_000  # six minutes at six times the usual rate
 
 
 class Rule(NamedTuple):
     """How long to wait after a failure, in seconds: the first wait and the longest.
 
-    With each failure of a kind in a row the wait doubles, or grows by the length of the first.
+    With each failure of a kind in a row the wait doubles, or grows by the first wait.
     """
 
     name: str  # also tells rules with the same waits apart
@@ -84,16 +110,26 @@ NO_BACKFILL = Rule("backfill was refused", 0, 0)
 UNREACHABLE = Rule("X never saw the connect", 0.25, 16)
 NETWORK = Rule("a network error", 0.25, 16)
 HTTP = Rule("an HTTP error or too many connections", 5, 320, doubles=True)
-RATE_LIMIT = Rule("the rate limit", 60, 960, doubles=True)
+RATE_LIMIT = Rule("the rate limit", 60, X_WINDOW, doubles=True)
 
-# Status codes of refusals for good, and what to do about them
+JSON_ESCAPE = re.compile(r"\\.", re.DOTALL)
+
+# X's problems, by their title and by the end of their type
+DISCONNECT = {"operational-disconnect"}
+TOO_MANY_CONNECTIONS = {"ConnectionException", "streaming-connection"}
+USED_UP = {"UsageCapExceeded", "usage-capped"}
+NO_CREDITS = {"CreditsDepleted", "credits-depleted", "credits"}
+
+# Status codes of refusals, and what to do about them
 REFUSALS = {
     400: "A parameter is invalid. Check --param.",
     401: "The bearer token is invalid. Check BEARER_TOKEN.",
+    402: "The account has no credits left. Buy credits in X's developer portal.",
     403: "The app has no access to the stream. X sells it to Enterprise accounts.",
     404: "There is no stream at this URL. Check STREAM_URL.",
-    429: "The plan's tweets are used up. Wait for its next period, or extend it.",
+    429: "The plan's tweets are used up. Wait for the next billing period, or upgrade the plan.",
 }
+FREE_CONNECTIONS = "to close stale connections, call DELETE /2/connections/all of X's API"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,16 +138,26 @@ def main(argv: list[str] | None = None) -> int:
         show_client_log()
     token = bearer_token()
     url = stream_url(options.params)
+    check_network_settings(url)
     second = SECOND if re.match(LOOPBACK, url) else 1.0
     max_bytes = ensure_topic(options.topic, None, {})
-    stop = Stop()
-    backoff, counts = Backoff(second), Counts()
-    tweet_filter = TweetFilter(backoff, Gap(options.backfill, second), counts, second)
-    open_stream = make_opener(url, token, options.params, second)
+    stop, counts, throttle = Stop(), Counts(), Throttle(60 * second)
+    gap = Gap(options.backfill, second)
+    if options.backfill:
+        resume_from_topic(gap, options.topic)
+    tweet_filter = TweetFilter(Backoff(second), gap, counts, throttle)
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "User-Agent": "twitter-stream.py/1.0",
+        "Accept-Encoding": "gzip",
+    }
+    opener = StreamOpener(url, headers, options.params, max(SILENCE * second, 2))
     job = Job(
-        take(stream_tweets(open_stream, backoff, tweet_filter, stop), options.count),
+        take(stream_tweets(opener, tweet_filter, stop), options.count),
         unit="tweet",
         details=counts.text,
+        say_skipped=functools.partial(throttle.say, "an event that is too large"),
+        at_stop=tweet_filter.note_last_gap,
         is_endless=not options.count,
     )
     return publish(job, options.topic, max_bytes, stop, timeout=DELIVERY_TIMEOUT)
@@ -131,14 +177,19 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--backfill",
         action="store_true",
-        help="after a gap, request the missed tweets (up to 5 minutes' worth)",
+        help="after a gap or a restart, request the missed tweets (up to 5 minutes' worth)",
     )
     return parser.parse_args(argv)
 
 
 def bearer_token() -> str:
-    """Return the token without whitespace or the word Bearer around it; exit if it is unusable."""
-    token = re.sub(r"^\s*(Bearer\s)?\s*|\s*$", "", settings().get("BEARER_TOKEN", ""))
+    """Return the token without whitespace, quotes or the word Bearer around it.
+
+    Exit if it is unusable. Quotes are what docker's --env-file leaves around a value.
+    """
+    blanks_and_quotes = " \t\r\n\"'"
+    token = settings().get("BEARER_TOKEN", "").strip(blanks_and_quotes)
+    token = re.sub(r"^Bearer(\s+|$)", "", token).strip(blanks_and_quotes)
     if not re.fullmatch("[!-~]+", token):
         fail(
             "BEARER_TOKEN is missing or malformed; copy your X app's bearer token to .env or the "
@@ -161,107 +212,129 @@ def stream_url(params: list[tuple[str, str]]) -> str:
     try:
         requests.Request("GET", url, params=params).prepare()
     except ValueError as error:
-        fail(f"cannot use STREAM_URL with --param: {error}", 2)
+        reason = "it is not a valid URL" if "@" in url else error  # which may show the password
+        fail(f"cannot use STREAM_URL with --param: {reason}", 2)
+    if not is_usable_address(url):
+        fail("cannot use STREAM_URL: it is not a valid URL", 2)
     return url
 
 
-class NoRedirectSession(requests.Session):
-    """Never follows a redirect.
-
-    The token is only for X, and requests would read the whole body first.
-    """
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
-OpenStream = Callable[[int | None], requests.Response]
-
-
-def make_opener(url: str, token: str, params: list[tuple[str, str]], second: float) -> OpenStream:
-    """Return a function that opens the stream, given the minutes of backfill to request."""
-    headers = {
-        "Authorization": f"Bearer {token}",
-        "User-Agent": "twitter-stream.py/1.0",
-        "Accept-Encoding": "gzip",
-    }
-
-    def open_stream(minutes: int | None) -> requests.Response:
-        return NoRedirectSession().get(
-            url,
-            params=[*params, ("backfill_minutes", minutes)],  # requests omits None
-            headers=headers,
-            auth=lambda request: request,  # a no-op, so that ~/.netrc is ignored
-            proxies={"http": ""},  # no proxy for unencrypted requests
-            stream=True,
-            timeout=(RESPONSE_TIMEOUT, max(SILENCE * second, 2)),
-        )
-
-    return open_stream
-
-
-def stream_tweets(
-    open_stream: OpenStream, backoff: "Backoff", tweet_filter: "TweetFilter", stop: Stop
-) -> Source:
+def stream_tweets(opener: StreamOpener, tweet_filter: "TweetFilter", stop: Stop) -> Source:
     """Yield X's tweets, over as many connections as it takes."""
     while not stop.requested:
         minutes = tweet_filter.gap.begin_connection()
+        seconds = 0.0
         try:
-            with closing(read_connection(open_stream, minutes, stop)) as connection:
+            with closing(read_connection(opener, minutes, stop)) as connection:
                 for lines in connection:
                     yield from tweet_filter.tweets(lines)
         except Disconnected as end:
-            tweet_filter.note_end(end)
-            seconds = backoff.next_wait(end.rule, end.not_before)
-            say(f"{end.reason}; reconnecting in {seconds:.1f} s")
-            stop.wait(seconds)
-            if not stop.requested:
-                tweet_filter.counts.reconnects += 1
+            seconds = tweet_filter.note_end(end)
+        gc.collect()  # a failed connection is a cycle, and holds a whole CA bundle
+        stop.wait(seconds)
+        if not stop.requested:
+            tweet_filter.counts.reconnects += 1
 
 
 class Disconnected(Exception):
     """A connection ended, or could not be made.
 
-    It holds the reason in words, the rule to wait by, the earliest time.time() to reconnect, and
-    whether a line was cut off.
+    It holds the reason in words, the rule to wait by, the kind of trouble besides the rule, the
+    minimum wait in seconds, and whether a line was cut off.
     """
 
     def __init__(
-        self, reason: str, rule: Rule, not_before: float = 0.0, cuts_line: bool = False
+        self,
+        reason: str,
+        rule: Rule,
+        kind: str = "",
+        at_least: float = 0.0,
+        cuts_line: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.rule = rule
-        self.not_before = not_before
+        self.kind = f"{rule.name}: {kind}"  # without the other side's words, which may vary
+        self.at_least = at_least
         self.cuts_line = cuts_line
 
 
+class Refused(Disconnected):
+    """X has refused the request.
+
+    `is_certain` says that X's own words leave no doubt. Otherwise it may be an error of a
+    server between X and us, if the same request was accepted before.
+    """
+
+    def __init__(self, reason: str, status: int, is_certain: bool) -> None:
+        super().__init__(reason, HTTP, str(status))
+        self.status = status
+        self.is_certain = is_certain
+
+
 def read_connection(
-    open_stream: OpenStream, minutes: int | None, stop: Stop
+    opener: StreamOpener, minutes: int | None, stop: Stop
 ) -> Generator[list[Line], None, None]:
-    """Yield a connection's lines block by block; raise Disconnected when it ends."""
+    """Yield a connection's lines block by block; raise Disconnected when it ends.
+
+    The time spent waiting for Kafka does not count as silence.
+    """
     splitter = LineSplitter(MAX_LINE_BYTES)
     try:
-        with open_stream(minutes) as response:
+        with opener.open(minutes) as response:
             if response.status_code != 200:
-                raise_refusal(response, minutes)
-            # Not iter_lines, which loses lines when a connection drops
-            while block := response.raw.read1(BLOCK_BYTES, decode_content=True):
-                yield splitter.feed(block)
+                opener.guard.restart(REFUSAL_TIMEOUT)
+                raise refusal(response, minutes)
+            for block in read_blocks(response):
+                lines = splitter.feed(block)
+                if lines:
+                    opener.guard.pause()
+                    yield lines
+                    opener.guard.restart()
                 if stop.requested:
                     return
     except (OSError, HTTPError, ValueError) as error:  # from requests, urllib3 and the socket
-        cause = root_cause(error)
-        rule = UNREACHABLE if isinstance(cause, ConnectTimeoutError) else NETWORK
-        # urllib3 puts the connection in front: HTTPSConnection(host='…', port=443): reason
-        reason = one_line(str(cause).split("): ", 1)[-1]).rstrip(".")
-        raise Disconnected(reason, rule, cuts_line=has_cut_line(splitter)) from error
-    raise Disconnected("X ended the stream", NETWORK, cuts_line=has_cut_line(splitter))
+        raise disconnection(opener, splitter, error) from error
+    if opener.guard.has_fired:
+        raise disconnection(opener, splitter)
+    last_line = splitter.flush()
+    if last_line:
+        yield last_line
+    raise Disconnected("X ended the stream", NETWORK)
 
 
-def has_cut_line(splitter: LineSplitter) -> bool:
-    """Return whether the beginning of a line is left; that of a keep-alive is no loss."""
-    return splitter.flush() not in ([], [b"\r"])
+def read_blocks(response: requests.Response) -> Iterator[bytes]:
+    """Yield the body as it arrives; raise Disconnected if it turns out to be a web page."""
+    beginning = b""
+    has_begun = False
+    # Not iter_lines, which loses lines when a connection drops
+    while block := response.raw.read1(BLOCK_BYTES, decode_content=True):
+        if not has_begun:
+            beginning = (beginning + block).lstrip()
+            text = beginning.decode("utf-8-sig", errors="ignore").lstrip()
+            has_begun = bool(text) or len(beginning) > 3  # of a byte order mark
+            if text.startswith("<"):
+                page = error_text(beginning + read_error_body(response))
+                reason = f"200, but a web page instead of tweets: {page}"
+                raise Disconnected(reason, HTTP, "a web page")
+        yield block
+
+
+def disconnection(
+    opener: StreamOpener, splitter: LineSplitter, error: Exception | None = None
+) -> Disconnected:
+    """Turn an error, or the end of a connection by the guard, into a Disconnected."""
+    cuts_line = any(isinstance(line, OversizedLine) or line.strip() for line in splitter.flush())
+    has_timed_out = opener.guard.has_fired
+    cause = root_cause(error) if error and not has_timed_out else None
+    kind = type(cause).__name__
+    if not opener.has_reached_x or isinstance(cause, ConnectTimeoutError):
+        reason = f"cannot connect to {opener.target}: {cause_text(cause)}"
+        return Disconnected(reason, UNREACHABLE, kind)
+    if has_timed_out or isinstance(cause, (TimeoutError, ReadTimeoutError)):
+        reason = f"no complete line from X for {SILENCE} s"
+        return Disconnected(reason, NETWORK, "silence", cuts_line=cuts_line)
+    return Disconnected(cause_text(cause), NETWORK, kind, cuts_line=cuts_line)
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -272,47 +345,74 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def raise_refusal(response: requests.Response, minutes: int | None) -> NoReturn:
-    """Raise Disconnected, in X's own words, for a response whose status is not 200.
+def cause_text(cause: BaseException | None) -> str:
+    """Return an error's message without what its library puts around it."""
+    text = str(cause or "no response")
+    # HTTPSConnection(host='…', port=443): reason
+    text = text.split("): ", 1)[-1]
+    # [Errno 111] Connection refused; [SSL: CERTIFICATE_VERIFY_FAILED] reason (_ssl.c:1006)
+    text = re.sub(r"^\[[^]]*\] | \(_ssl.*$", "", text)
+    return one_line(text).rstrip(".")
 
-    Exit if X refuses for good.
-    """
+
+def refusal(response: requests.Response, minutes: int | None) -> Disconnected:
+    """Return what a response whose status is not 200 means, in X's own words."""
     status = response.status_code
-    text = f"{status} {error_text(read_error_body(response)) or response.reason}"
-    if status == 400 and minutes:
-        raise Disconnected(f"{text}; continuing without backfill", NO_BACKFILL)
-    if status in REFUSALS and (status != 429 or "UsageCapExceeded" in text):
-        fail(f"X refuses: {text}. {REFUSALS[status]}", 2 if status == 400 else 1)
+    body = read_error_body(response)
+    text = f"{status} {error_text(body) or one_line(response.reason or '')}"
+    names = problem_names(parse_object(body))
+    if names & NO_CREDITS or status == 402:
+        return Refused(text, 402, is_certain=True)
+    if names & USED_UP:
+        return Refused(text, 429, is_certain=True)
+    if status in (400, 403) and minutes:
+        return Disconnected(f"{text}; trying without backfill", NO_BACKFILL)
+    if status in REFUSALS and status != 429:
+        return Refused(text, status, is_certain=False)
+    has_connects_left = response.headers.get("x-rate-limit-remaining") != "0"
+    if names & TOO_MANY_CONNECTIONS and has_connects_left:
+        return Disconnected(f"{text} ({FREE_CONNECTIONS})", HTTP, "too many connections")
     if status == 429:
-        raise Disconnected(text, RATE_LIMIT, reset_time(response))
-    raise Disconnected(text, HTTP)
+        return Disconnected(text, RATE_LIMIT, at_least=seconds_until_reset(response.headers))
+    return Disconnected(text, HTTP, f"{status // 100}xx")
 
 
 def read_error_body(response: requests.Response) -> bytes:
-    """Return the first 64 KB of a body, or what arrives within the response timeout."""
+    """Return the first 64 KB of a body, or what arrives within the timeout."""
     body = b""
-    deadline = time.monotonic() + RESPONSE_TIMEOUT
+    deadline = time.monotonic() + REFUSAL_TIMEOUT
     try:
         while len(body) < BLOCK_BYTES and time.monotonic() < deadline:
             block = response.raw.read1(BLOCK_BYTES, decode_content=True)
             if not block:
                 break
             body += block
-    except (OSError, HTTPError):  # what has arrived has to do
+    except (OSError, HTTPError, ValueError):  # make do with what has arrived
         pass
     return body
 
 
-def reset_time(response: requests.Response) -> float:
-    """Return the time.time() when X's rate limit resets; 0 if missing or implausible.
+def seconds_until_reset(headers: Mapping[str, str]) -> float:
+    """Return how long X's rate limit lasts; 0 if it is not used up, or X does not say.
 
-    Up to 5 seconds are added at random, because clients are many.
+    Up to 5 random seconds are added, so that clients do not all return at once.
     """
-    reset = response.headers.get("x-rate-limit-reset", "")
-    if not re.fullmatch("[0-9]{1,10}", reset):
+    reset = headers.get("x-rate-limit-reset", "")
+    remaining = headers.get("x-rate-limit-remaining", "0")
+    if remaining != "0" or not re.fullmatch("[0-9]{1,10}", reset):
         return 0.0
-    reset_at = float(reset) + random.uniform(0, 5)
-    return reset_at if reset_at < time.time() + DAY else 0.0
+    seconds = float(reset) - server_time(headers) + random.uniform(0, 5)
+    return seconds if 0 < seconds < DAY else 0.0
+
+
+def server_time(headers: Mapping[str, str]) -> float:
+    """Return the time.time() of X's clock, or else that of this machine, which may be wrong."""
+    try:
+        moment = parsedate_to_datetime(headers.get("Date", ""))
+    except (ValueError, OverflowError):
+        return time.time()
+    # It is always UTC, whether it says so or not (RFC 9110)
+    return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
 
 
 class Kind(enum.Enum):
@@ -334,29 +434,58 @@ def classify(line: Line) -> Message:
     r"""Classify a line of the stream, given without its \n."""
     if isinstance(line, OversizedLine):
         return Message(Kind.OTHER, "a line over 1 MiB")
-    if line in (b"\r", b""):
+    if not line.strip():
         return Message(Kind.KEEP_ALIVE)
     message = parse_object(line)
     data = message.get("data")
     tweet_id = data.get("id") if isinstance(data, dict) else None
     if isinstance(tweet_id, str) and tweet_id:
         return Message(Kind.TWEET, tweet_id)
-    for problem in problems_in(message):
-        if "connection_issue" in problem:
-            return Message(Kind.TOO_MANY_CONNECTIONS, error_text(line))
-        if "operational-disconnect" in f"{problem.get('title')} {problem.get('type')}":
-            return Message(Kind.DISCONNECT, error_text(line))
+    names = problem_names(message)
+    if names & TOO_MANY_CONNECTIONS:
+        return Message(Kind.TOO_MANY_CONNECTIONS, f"{error_text(line)} ({FREE_CONNECTIONS})")
+    if names & DISCONNECT:
+        return Message(Kind.DISCONNECT, error_text(line))
     what = "a message without a tweet ID" if message else "a line that is not a JSON object"
     return Message(Kind.OTHER, f"{what}: {error_text(line)}")
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
-    """Parse a JSON object; return an empty one for anything else."""
+    """Parse a JSON object; return an empty one for anything else.
+
+    Tolerates what X may let through from its users: bytes that are not UTF-8, control characters,
+    unknown escapes and endless numbers.
+    """
+    json_text = text.decode("utf-8-sig", errors="replace")
+    for candidate in (json_text, JSON_ESCAPE.sub("?", json_text)):
+        try:
+            value = json.loads(candidate, strict=False, parse_int=parse_int)
+        except (ValueError, RecursionError):
+            continue
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def parse_int(digits: str) -> float:
+    """Parse a whole number; Python refuses one of more than 4,300 digits."""
     try:
-        value = json.loads(text.decode())
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return int(digits)
+    except ValueError:
+        return math.inf
+
+
+def problem_names(message: dict[str, Any]) -> set[str]:
+    """Return the titles of the problems in a message, and the last parts of their types.
+
+    A connection_issue counts as a problem with the connections.
+    """
+    names = set()
+    for problem in problems_in(message):
+        names.add(str(problem.get("title")))
+        names.add(str(problem.get("type")).rstrip("/").rpartition("/")[2])
+        if "connection_issue" in problem:
+            names |= TOO_MANY_CONNECTIONS
+    return names
 
 
 def problems_in(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -375,7 +504,12 @@ def error_text(body: bytes) -> str:
         for name in ("title", "detail", "message")
         if problem.get(name)
     ]
-    return one_line(": ".join(parts) or re.sub(r"<[^>]*>", " ", body.decode(errors="replace")))
+    return one_line(": ".join(parts) or page_text(body[:PAGE_BYTES].decode(errors="replace")))
+
+
+def page_text(page: str) -> str:
+    """Return the text of a web page, or of anything else."""
+    return re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^<>]*>", " ", page)
 
 
 def one_line(text: str) -> str:
@@ -385,28 +519,33 @@ def one_line(text: str) -> str:
 
 
 class Counts:
-    """What happened besides tweets. The source counts, and the main thread shows it."""
+    """What happened besides tweets. The source thread counts, the main thread shows it."""
 
     def __init__(self) -> None:
         self.reconnects = 0
         self.skipped = 0
         self.duplicates = 0
+        self.gaps = 0
 
     def text(self) -> str:
         """Format the counts for messages: ` (1 reconnect, 0 skipped)`."""
         counts = f"{pluralize(self.reconnects, 'reconnect')}, {self.skipped} skipped"
         if self.duplicates:
             counts += f", {pluralize(self.duplicates, 'duplicate')}"
+        if self.gaps:
+            counts += f", {pluralize(self.gaps, 'gap')}"
         return f" ({counts})"
 
 
 class TweetFilter:
-    """Picks out tweets; counts everything else and reports each kind at most once a minute."""
+    """Picks out tweets; counts everything else, and reports it.
 
-    def __init__(self, backoff: "Backoff", gap: "Gap", counts: Counts, second: float = 1.0) -> None:
-        self._backoff, self.gap, self.counts = backoff, gap, counts
-        self._minute = 60 * second
-        self._next_report_at: dict[str, float] = {}  # by what was skipped: a time.monotonic()
+    Each kind of trouble is reported at most once a minute, and every gap.
+    """
+
+    def __init__(self, backoff: "Backoff", gap: "Gap", counts: Counts, throttle: Throttle) -> None:
+        self._backoff, self.gap, self.counts, self._throttle = backoff, gap, counts, throttle
+        self._is_over = False  # whether the run is, while the source may still be reading
 
     def tweets(self, lines: list[Line]) -> Iterator[Batch]:
         """Yield one batch of tweets as (ID, line), then raise Disconnected if X says so."""
@@ -421,7 +560,7 @@ class TweetFilter:
 
     def _disconnected(self, message: Message) -> Disconnected:
         may_resume = message.kind is Kind.DISCONNECT and self._backoff.is_working
-        return Disconnected(message.text, AT_ONCE if may_resume else HTTP)
+        return Disconnected(message.text, AT_ONCE if may_resume else HTTP, message.kind.name)
 
     def _publishable(self, message: Message, line: Line) -> Batch:
         """Return the line as an event if it is a new tweet; else nothing."""
@@ -429,10 +568,11 @@ class TweetFilter:
             self._skip(message.text)
             return []
         self._backoff.is_working = True
-        self.gap.data_received()
         if message.kind is Kind.KEEP_ALIVE:
+            self.gap.keep_alive_received()
             return []
-        self._backoff.forget_failures()
+        self._note_gap(self.gap.tweet_received())
+        self._backoff.tweet_received()
         if self.gap.seen_before(message.text):
             self.counts.duplicates += 1
             return []
@@ -440,47 +580,76 @@ class TweetFilter:
 
     def _skip(self, what: str) -> None:
         self.counts.skipped += 1
-        kind = what.partition(":")[0]
-        now = time.monotonic()
-        if now >= self._next_report_at.get(kind, 0.0):
-            self._next_report_at[kind] = now + self._minute
-            say(f"skipped {what}")
+        self._throttle.say(what.partition(":")[0], f"skipped {what}")
 
-    def note_end(self, end: Disconnected) -> None:
-        """Note what the end of a connection means for the tweets."""
+    def _note_gap(self, report: str | None) -> None:
+        if report and not self._is_over:
+            self.counts.gaps += 1
+            say(report)
+
+    def note_end(self, end: Disconnected) -> float:
+        """Note the end of a connection; return the seconds to wait before the next.
+
+        Exit if X refuses for good.
+        """
         if end.cuts_line:
             self._skip("an incomplete line")
         if end.rule is NO_BACKFILL:
-            self.gap.backfill = False
+            self.gap.backfill_refused()
+        self.gap.connection_ended()
+        if isinstance(end, Refused) and self._backoff.is_final(end):
+            self._fail(end)
+        seconds = self._backoff.next_wait(end.rule, end.at_least)
+        self._throttle.say(end.kind, f"{end.reason}; reconnecting in {seconds:.1f} s")
+        return seconds
+
+    def _fail(self, refused: Refused) -> NoReturn:
+        how_often = ""
+        is_usage_error = refused.status == 400
+        if self._backoff.has_streamed and not refused.is_certain:
+            how_often = f" {MAX_REFUSALS} times in a row"
+            is_usage_error = False  # the same parameters have been accepted before
+        message = f"X refuses{how_often}: {refused.reason}. {REFUSALS[refused.status]}"
+        fail(message, 2 if is_usage_error else 1)
+
+    def note_last_gap(self) -> None:
+        """Report a gap that has not ended when the run does; after that, none."""
+        self._note_gap(self.gap.unfinished())
+        self._is_over = True
 
 
 class Backoff:
-    """How long to wait before reconnecting, by X's rules.
+    """How long to wait before reconnecting, by X's rules, and when to give up.
 
-    `second` is the length of one second in the rules; `clock` and `wall_clock` are time.monotonic
-    and time.time, or a test's replacements.
+    `second` is the length of one second in the rules; `clock` is time.monotonic, or a test's
+    replacement.
     """
 
-    def __init__(
-        self,
-        second: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._second, self._clock, self._wall_clock = second, clock, wall_clock
+    def __init__(self, second: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._second, self._clock = second, clock
+        self.has_streamed = False  # whether a tweet has arrived
+        self._refusals = 0  # since then
         self.is_working = False  # whether this connection has brought a tweet or a keep-alive
         self._failures: Counter[Rule] = Counter()  # in a row
         never = [-math.inf] * MAX_CONNECTS
         self._ended_at = deque(never, MAX_CONNECTS)  # the last ends; X saw each connect earlier
 
-    def forget_failures(self) -> None:
-        """Reset all waits to the first, because a tweet has arrived."""
+    def tweet_received(self) -> None:
+        """Reset all waits to the first."""
+        self.has_streamed = True
+        self._refusals = 0
         self._failures.clear()
 
-    def next_wait(self, rule: Rule, not_before: float = 0.0) -> float:
+    def is_final(self, refused: Refused) -> bool:
+        """Note a refusal; return whether it ends the run."""
+        self._refusals += 1
+        return refused.is_certain or not self.has_streamed or self._refusals >= MAX_REFUSALS
+
+    def next_wait(self, rule: Rule, at_least: float = 0.0) -> float:
         """Note the end of a connection; return the seconds to wait before the next.
 
-        `not_before` is a time.time(). A connection that was working is resumed at once.
+        `at_least` is a number of seconds that X asks for. A connection that was working is resumed
+        at once.
         """
         if rule is NETWORK and self.is_working:
             rule = AT_ONCE
@@ -491,7 +660,7 @@ class Backoff:
             self._ended_at.append(now)
         rule_wait = jittered_wait(rule, self._failures[rule]) * self._second
         window_wait = self._ended_at[0] + CONNECT_WINDOW * self._second - now
-        return max(rule_wait, window_wait, not_before - self._wall_clock())
+        return max(rule_wait, window_wait, min(at_least, X_WINDOW * self._second))
 
 
 def jittered_wait(rule: Rule, failures: int) -> float:
@@ -501,11 +670,13 @@ def jittered_wait(rule: Rule, failures: int) -> float:
 
 
 class Gap:
-    """Tracks what may be missing: the minutes of backfill to request, and which tweets are new.
+    """Tracks what may be missing, and which tweets are new.
 
-    Nothing is missing up to `_complete_until`. It advances with the data, except while we catch
-    up: for SILENCE after a connection has asked for backfill, or after Kafka has held us up. If
-    that connection breaks before, the next one asks for the same minutes again.
+    There are two times. Up to `_live_until` data has arrived without delay: a gap is measured from
+    there. Up to `_complete_until` nothing is missing: backfill is requested from there. It does not
+    advance while we catch up, for SILENCE after a connection has asked for backfill; if that
+    connection breaks before, the next one asks for the same minutes again. Neither advances for
+    SILENCE after Kafka has held us up, because X then drops the connection some time later.
 
     `clock` is time.time, which keeps running while the machine sleeps, or a test's replacement.
     """
@@ -513,44 +684,207 @@ class Gap:
     def __init__(
         self, backfill: bool, second: float = 1.0, clock: Callable[[], float] = time.time
     ) -> None:
-        self.backfill = backfill
-        self._second, self._clock = second, clock
-        self._complete_until = 0.0  # 0: nothing received yet
+        self._backfill, self._second, self._clock = backfill, second, clock
+        self._live_until = 0.0  # 0: nothing received yet
+        self._complete_until = 0.0
         self._catching_up_since = 0.0
+        self._held_up_at = 0.0
         self._received_at = 0.0  # last, on this connection; 0: nothing
+        self._minutes: int | None = None  # of backfill that this connection has asked for
+        self._is_refused = False  # whether backfill just was
+        self._goes_without = False  # whether this connection does without, for that reason
+        self._refusals = 0  # of backfill, in a row
         self._seen_ids: OrderedDict[str, None] = OrderedDict()
+
+    def resume(self, recent: "RecentEvents") -> None:
+        """Continue where an earlier run ended."""
+        self._live_until = min(recent.times[-1], self._clock())
+        silence = SILENCE * self._second
+        self._complete_until = min(last_complete_time(recent.times, silence), self._clock())
+        for tweet_id in recent.tweet_ids:
+            self.seen_before(tweet_id)
 
     def begin_connection(self) -> int | None:
         """Note a new connection; return the minutes of backfill to request, None for none."""
         now = self._clock()
-        self._received_at = 0.0
-        self._catching_up_since = 0.0
-        if not (self.backfill and self._complete_until):
-            return None
-        self._catching_up_since = now
-        missed = math.ceil((now - self._complete_until) / self._second / 60)
-        return min(max(missed, 1), MAX_BACKFILL_MINUTES)
+        self._goes_without, self._is_refused = self._is_refused, False
+        self._received_at = self._catching_up_since = self._held_up_at = 0.0
+        self._minutes = None
+        if self._backfill and self._complete_until and not self._goes_without:
+            self._catching_up_since = now
+            seconds = (now - self._complete_until) / self._second + BACKFILL_MARGIN
+            self._minutes = min(max(math.ceil(seconds / 60), 1), MAX_BACKFILL_MINUTES)
+        return self._minutes
 
-    def data_received(self) -> None:
-        """Note that a tweet or a keep-alive has arrived."""
+    def connection_ended(self) -> None:
+        """Note the end of a connection."""
+        self._received_at = 0.0
+
+    def backfill_refused(self) -> None:
+        """Note that the connection was refused, so that the next one goes without backfill."""
+        self._is_refused = True
+
+    def tweet_received(self) -> str | None:
+        """Note that a tweet has arrived; return a report if it ends a gap."""
+        return self._data_received()
+
+    def keep_alive_received(self) -> None:
+        """Note a keep-alive; before the connection's first tweet it proves nothing."""
+        if self._received_at:
+            self._data_received()
+
+    def _data_received(self) -> str | None:
         now = self._clock()
         silence = SILENCE * self._second
-        if self._received_at and now > self._received_at + silence:
-            # X itself is never silent for so long: Kafka held us up, and X may have dropped tweets
-            self._catching_up_since = now
+        report = None
+        if not self._received_at:
+            self._count_refusals()
+            report = self._report_gap(self._remedy())
+        elif now > self._received_at + silence:
+            # X itself is never silent for so long
+            self._catching_up_since = self._held_up_at = now
         self._received_at = now
+        if now >= self._held_up_at + silence:
+            self._live_until = now
         if now >= self._catching_up_since + silence:
             self._complete_until = now
+        return report
+
+    def _count_refusals(self) -> None:
+        """Give up backfill once it is certain that only backfill is refused."""
+        if self._minutes:
+            self._refusals = 0
+        elif self._goes_without:
+            self._refusals += 1
+            self._backfill = self._refusals < MAX_BACKFILL_REFUSALS
+
+    def _remedy(self) -> str:
+        """Describe how much of the gap X was asked to send again."""
+        if self._minutes:
+            minutes = "minute" if self._minutes == 1 else f"{self._minutes} minutes"
+            return f"asked X for the last {minutes}"
+        if self._refusals:
+            return "X refuses to resend them"
+        return "not requested again (see --backfill)"
+
+    def unfinished(self) -> str | None:
+        """Return a report on a gap that has not ended yet, if there is one.
+
+        On a connection that has brought tweets there is none: if it is late, Kafka holds us up.
+        """
+        if self._received_at:
+            return None
+        return self._report_gap("the run ended before the stream resumed")
+
+    def _report_gap(self, comment: str) -> str | None:
+        """Return a report if no data has arrived for longer than X is ever silent."""
+        now = self._clock()
+        seconds = (now - self._live_until) / self._second
+        if not self._live_until or seconds <= SILENCE:
+            return None
+        has_date = time.localtime(self._live_until)[:3] != time.localtime(now)[:3]
+        pattern = "%Y-%m-%d %H:%M:%S" if has_date else "%H:%M:%S"
+        began, ended = (
+            time.strftime(pattern, time.localtime(moment)) for moment in (self._live_until, now)
+        )
+        return f"no tweets from {began} to {ended} ({duration_text(seconds)}); {comment}"
 
     def seen_before(self, tweet_id: str) -> bool:
         """Return whether this tweet came before, and remember it if backfill may bring it again."""
         if tweet_id in self._seen_ids:
             return True
-        if self.backfill:
+        if self._backfill:
             self._seen_ids[tweet_id] = None
             if len(self._seen_ids) > MAX_SEEN_IDS:
                 self._seen_ids.popitem(last=False)
         return False
+
+
+def duration_text(seconds: float) -> str:
+    """Format a duration: `27 min 21 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h"] if hours else []
+    if minutes or hours:
+        parts.append(f"{minutes} min")
+    return " ".join([*parts, f"{rest} s"])
+
+
+def last_complete_time(times: list[float], silence: float) -> float:
+    """Return the time up to which nothing is missing, given the sorted times of the events.
+
+    That is the newest, unless the last run was still catching up after a gap, as in `Gap`: then it
+    is the one before the gap.
+    """
+    result = stretch_end = times[-1]
+    for earlier, later in reversed(list(pairwise(times))):
+        if stretch_end - later > silence:
+            break
+        if later - earlier > silence:
+            result = stretch_end = earlier
+    return result
+
+
+class RecentEvents(NamedTuple):
+    """What the topic holds from earlier runs, oldest first.
+
+    The times (time.time()) of the events of the last RECENT seconds and of one before them, and
+    the IDs of their tweets.
+    """
+
+    times: list[float]
+    tweet_ids: list[str]
+
+
+def resume_from_topic(gap: Gap, topic: str) -> None:
+    """Let the gap begin with the topic's newest event; say so if the topic cannot be read."""
+    options = client_options(
+        KafkaConsumer, enable_auto_commit=False, auto_offset_reset="earliest", group_id=None
+    )
+    with closing(connect(KafkaConsumer, options)) as consumer:
+        try:
+            recent = read_recent_events(consumer, topic, time.time() - RECENT)
+        except errors.KafkaError as error:
+            say(
+                f"cannot read topic {topic}: {explain(error).cause}. --backfill cannot fill the "
+                "gap since the last run; it needs the READ permission on the topic."
+            )
+            return
+    if recent:
+        gap.resume(recent)
+
+
+def read_recent_events(consumer: Any, topic: str, since: float) -> RecentEvents | None:
+    """Read the events since then and one before them; return None if there are none."""
+    partitions = [
+        TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()
+    ]
+    consumer.assign(partitions)
+    ends = consumer.end_offsets(partitions)
+    firsts = consumer.offsets_for_times(dict.fromkeys(partitions, int(since * 1000)))
+    for partition in partitions:
+        first = firsts[partition].offset if firsts[partition] else ends[partition]
+        consumer.seek(partition, max(first - 1, 0))
+    events = sorted(read_to(consumer, ends), key=lambda event: event[0])
+    if not events:
+        return None
+    tweet_ids = [key.decode(errors="replace") for _, key in events if key]
+    return RecentEvents([moment for moment, _ in events], tweet_ids)
+
+
+def read_to(consumer: Any, ends: dict[TopicPartition, int]) -> list[tuple[float, bytes | None]]:
+    """Return the time.time() and the key of each event up to these offsets."""
+    events: deque[tuple[float, bytes | None]] = deque(maxlen=MAX_SEEN_IDS)
+    deadline = time.monotonic() + READ_STALL
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        batches = consumer.poll(200, max_records=5000)
+        if batches:
+            deadline = time.monotonic() + READ_STALL
+        if time.monotonic() > deadline:
+            raise errors.KafkaTimeoutError
+        for batch in batches.values():
+            events += [(max(event.timestamp, 1) / 1000, event.key) for event in batch]
+    return list(events)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,17 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 from broker import KRAFT, ZOOKEEPER, Broker, class_path
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = ["producer", "consumer", "twitter-stream"]
-SOURCES = ["cli.py", "config.py", "delivery.py", *(f"{name}.py" for name in SCRIPTS)]
+SOURCES = [
+    "cli.py",
+    "config.py",
+    "delivery.py",
+    "http_stream.py",
+    *(f"{name}.py" for name in SCRIPTS),
+]
 KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment
 Result = subprocess.CompletedProcess[bytes]
 
@@ -43,12 +49,13 @@ class Summary(NamedTuple):
     reconnects: int = 0
     skipped: int = 0
     duplicates: int = 0
+    gaps: int = 0
 
 
 SUMMARY = re.compile(
     r"(?P<script>\S+)\.py: published (?P<published>\d+) (?P<unit>event|tweet)s? to \S+"
     r"(?: \((?P<reconnects>\d+) reconnects?, (?P<skipped>\d+) skipped"
-    r"(?:, (?P<duplicates>\d+) duplicates?)?\))?"
+    r"(?:, (?P<duplicates>\d+) duplicates?)?(?:, (?P<gaps>\d+) gaps?)?\))?"
     r"(?:, (?P<failed>\d+) failed: (?P<reason>.*))?"
 )
 
@@ -60,7 +67,7 @@ def read_summary(stderr: bytes) -> Summary:
     assert found, line
     ending = "" if found["published"] == "1" else "s"
     assert f"published {found['published']} {found['unit']}{ending} to " in line
-    names = ("published", "failed", "reconnects", "skipped", "duplicates")
+    names = ("published", "failed", "reconnects", "skipped", "duplicates", "gaps")
     counts = {name: int(found[name] or 0) for name in names}
     return Summary(reason=found["reason"] or "", **counts)
 
@@ -295,9 +302,16 @@ def read_topic(address: str, topic: str) -> list[Any]:
     consumer = KafkaConsumer(
         bootstrap_servers=address, auto_offset_reset="earliest", enable_auto_commit=False
     )
-    partitions = [
-        TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))
-    ]
+    found_partitions: set[int] = set()
+
+    def has_partitions() -> bool:
+        """A broker that was stopped and goes on knows of none at first."""
+        with suppress(errors.KafkaError):
+            found_partitions.update(consumer.partitions_for_topic(topic))
+        return bool(found_partitions)
+
+    wait_until(has_partitions)
+    partitions = [TopicPartition(topic, number) for number in sorted(found_partitions)]
     consumer.assign(partitions)
     ends = consumer.end_offsets(partitions)
     found: list[Any] = []
