@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import math
 import os
 import socket
 import ssl
@@ -59,8 +60,12 @@ class Step:
 
     status: int = 200
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    body: str = ""  # of an error; in a stream it is sent as it is, before the tweets
+    reset_after: float = 0  # seconds until x-rate-limit-reset, one more header; 0: without it
+    before: str = ""  # instead of the answer, or before it: one of Handler.begin_answer
+    body: str | bytes = ""  # of an error; in a stream it is sent as it is, before the tweets
+    lines: Sequence[str | bytes] = ()  # sent before the tweets, and counted among them
     tweets: int | None = None  # None: as many as are read
+    posts: bool = False  # instead: what has been posted since; see XApi.count_posted
     end: str = "finish"  # one of Handler.finish_stream
     missed: int = 0  # tweets posted after it, and before the next connection
     again: int = 0  # how many of the newest tweets are sent once more at the start
@@ -114,6 +119,7 @@ class XApi:
         self.flows: list[list[float]] = []
         self.recent: deque[bytes] = deque(maxlen=1000)  # what backfill brings, sent or missed
         self.requests: list[Request] = []
+        self.began = time.monotonic()
         self.open = self.most_open = 0
         self.stopped = threading.Event()
         self.numbers = itertools.count()
@@ -143,6 +149,14 @@ class XApi:
             self.recent += made
             return made
 
+    def count_posted(self, moment: float) -> int:
+        """How many tweets, numbered from 0, are posted by that time.monotonic().
+
+        It is `rate` a second since the beginning, also while nobody is connected. They are for
+        steps with `posts`; backfill_minutes brings those of the last minutes.
+        """
+        return max(math.floor((moment - self.began) * self.rate), 0)
+
     def next_step(self, query: dict[str, str], headers: dict[str, str]) -> Step:
         with self.lock:
             self.requests.append(Request(time.monotonic(), query, headers))
@@ -165,12 +179,15 @@ class Handler(BaseHTTPRequestHandler):
         self.api.stopped.wait(self.step.delay)
         self.close_connection = True
         with suppress(OSError):  # the client went away
+            self.begin_answer()
+            if self.step.before in ("close", "reset", "drip", "continue"):
+                return
             if self.step.status != 200:
                 self.answer()
                 return
             self.fields = query.get("tweet.fields", "").split(",")
             with self.counted():
-                self.stream("backfill_minutes" in query)
+                self.stream(int(query.get("backfill_minutes", 0)))
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -187,9 +204,34 @@ class Handler(BaseHTTPRequestHandler):
                 self.api.open -= 1
                 self.api.changed.notify_all()
 
+    def begin_answer(self) -> None:
+        """Do what the step's `before` says."""
+        beginnings: dict[str, Callable[[], None]] = {
+            "": lambda: None,
+            "close": lambda: None,  # without an answer
+            "reset": self.reset_within_the_head,
+            "drip": lambda: self.drip(b"HTTP/1.1 200 OK\r\nX-Padding: ", b"x"),
+            "continue": lambda: self.drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            "hints": lambda: self.send_raw(b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n"),
+        }
+        beginnings[self.step.before]()
+
+    def send_raw(self, data: bytes) -> None:
+        self.wfile.write(data)
+
+    def drip(self, first: bytes, more: bytes) -> None:
+        """Send something, and then a little more for ever, but never all of it."""
+        self.send_raw(first)
+        while not self.api.stopped.wait(self.step.pause or 0.1):
+            self.send_raw(more)
+
+    def reset_within_the_head(self) -> None:
+        self.send_raw(b"HTTP/1.1 200 OK\r\nContent-Ty")
+        self.reset()
+
     def answer(self) -> None:
         """An answer that is no stream."""
-        body = self.step.body.encode()
+        body = as_bytes(self.step.body)
         if self.step.gzip:
             body = gzip.compress(body)
         missing = 1000 if self.step.end == "cut" else 0
@@ -207,16 +249,39 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", "gzip")
         for header in self.step.headers.items():
             self.send_header(*header)
+        if self.step.reset_after:
+            reset = math.floor(time.time() + self.step.reset_after)
+            self.send_header("x-rate-limit-reset", str(reset))
         self.end_headers()
 
-    def stream(self, is_backfilled: bool) -> None:
-        """An answer that is a stream, with keep-alives among its tweets."""
+    def stream(self, backfill_minutes: int) -> None:
+        """An answer that is a stream."""
         recent = list(self.api.recent)
         self.send_head("Transfer-Encoding", "chunked")
         self.packer = zlib.compressobj(wbits=31) if self.step.gzip else None
         if self.step.body:
-            self.send(self.step.body.encode())
-        self.send_tweets(recent if is_backfilled else recent[len(recent) - self.step.again :])
+            self.send(as_bytes(self.step.body))
+        self.send_tweets([as_bytes(line) for line in self.step.lines])
+        if self.step.posts:
+            self.send_posts(backfill_minutes)
+        else:
+            self.send_tweets(
+                recent if backfill_minutes else recent[len(recent) - self.step.again :]
+            )
+            self.send_new_tweets()
+        self.finish_stream()
+        self.api.next_tweets(self.step.missed, self.fields)
+
+    def send_posts(self, backfill_minutes: int) -> None:
+        """Send what has been posted in the last minutes, and then whatever is, until stopped."""
+        first = self.api.count_posted(time.monotonic() - backfill_minutes * 60)
+        while not self.api.stopped.wait(1 / self.api.rate):
+            end = self.api.count_posted(time.monotonic())
+            self.send_tweets([tweet(number, self.fields) for number in range(first, end)])
+            first = end
+
+    def send_new_tweets(self) -> None:
+        """Send as many as the step says, with keep-alives among them."""
         flow: list[float] = []
         for count in itertools.count(0, self.step.batch):
             if count == self.step.tweets or self.api.stopped.is_set():
@@ -227,8 +292,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(KEEP_ALIVE)
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
                 break
-        self.finish_stream()
-        self.api.next_tweets(self.step.missed, self.fields)
 
     def note_time(self, flow: list[float]) -> None:
         now = time.monotonic()
@@ -261,6 +324,7 @@ class Handler(BaseHTTPRequestHandler):
             "tail": self.send_tail,
             "reset": self.reset,
             "silence": self.wait_for_client,
+            "drip": self.drip_line,
             "garbled": self.send_garbage,
         }
         ends[self.step.end]()
@@ -280,8 +344,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_tail(self) -> None:
         r"""End as usual, but for the last line's \n."""
-        self.send(self.api.next_tweets(1, self.fields)[0] + b"\r")
+        [line] = self.api.next_tweets(1, self.fields)
+        self.send(line + b"\r")
+        self.api.sent.append(line)
         self.wfile.write(b"0\r\n\r\n")
+
+    def drip_line(self) -> None:
+        """Go on with a line, a byte at a time, that never ends."""
+        while not self.api.stopped.wait(0.1):
+            self.send(b"x")
 
     def reset(self) -> None:
         wait_acknowledged(self.connection)
@@ -296,6 +367,10 @@ class Handler(BaseHTTPRequestHandler):
     def send_garbage(self) -> None:
         """Send what is no chunk of HTTP."""
         self.wfile.write(b"<html>\r\n")
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
