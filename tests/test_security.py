@@ -209,6 +209,25 @@ def test_round_trips_with_the_settings_in_the_env_file(
     assert sorted(printed.stdout.splitlines()) == [b"a:1", b"b:2"]
 
 
+@pytest.mark.parametrize(("user", "may_read"), [("everyone", True), ("writer", False)])
+def test_backfill_after_a_restart_needs_the_right_to_read(
+    secured: Secured, tmp_path: Path, user: str, may_read: bool
+) -> None:
+    """Without it, it says so once, and goes on; topic open has an event of a moment ago."""
+    with XApi() as api:
+        x = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+        scripts = secured.scripts(tmp_path / "scripts", {**as_user(user), **x})
+        done = scripts.run("twitter-stream", "-t", "open", "-n", 5, "--backfill")
+    assert done.returncode == 0
+    refusal = (
+        "twitter-stream.py: cannot read topic open: not authorized. --backfill cannot fill the "
+        "gap since the last run; it needs the READ permission on the topic.\n"
+    )
+    *others, _ = done.stderr.decode().splitlines(keepends=True)
+    assert [line for line in others if "no tweets from" not in line] == [refusal] * (not may_read)
+    assert ("backfill_minutes" in api.requests[0].query) == may_read
+
+
 CHECK_SERVERS = "Is it running there? Check KAFKA_BOOTSTRAP_SERVERS."
 CHECK_TLS = "Check KAFKA_SECURITY_PROTOCOL and KAFKA_SSL_*."
 CHECK_LOGIN = "Check KAFKA_SECURITY_PROTOCOL and KAFKA_SASL_*."
