@@ -16,7 +16,7 @@ test: lint ## style, types and all tests
 stress: .venv/ready ## brokers killed under load, many more random moments, millions of events, a secured Kafka
 	$(BIN)/python -m pytest -m stress -n 1
 
-soak: .venv/ready ## twitter-stream.py under faults: each kind once, then a day of a million tweets; ARGS=--help
+soak: .venv/ready ## twitter-stream.py under faults, kills and failing connects, then a day of a million tweets; ARGS=--help
 	@$(BIN)/python tests/soak.py $(ARGS)
 
 bench: .venv/ready ## measure the scripts beside their alternatives; ARGS=--help

@@ -1,7 +1,10 @@
-"""twitter-stream.py under faults: each kind once at X's pace, then a day's tweets at full speed.
+"""twitter-stream.py under faults, in four parts.
 
-On that day a fault of a random kind comes every 10,000 tweets, and Kafka is killed and started
-again twice.
+faults  each kind of fault once, at X's pace
+kills   kill -9 again and again, and whether --backfill fills the gaps
+memory  memory and descriptors over thousands of failing connects
+day     a day's tweets at full speed: a fault of a random kind every 10,000 tweets, and Kafka
+        killed and started again twice
 """
 
 import argparse
@@ -16,20 +19,33 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker import Broker
-from x_api import Step, XApi
+from broker import Broker, free_ports
+from x_api import TOKEN, Step, XApi, tweet
 
+import certifi
+import trustme
 from kafka import KafkaConsumer, TopicPartition
 
 HERE = Path(__file__).parent.parent
+PARTS = ("faults", "kills", "memory", "day")
 SUMMARY = re.compile(
-    r"published (?P<published>\d+) tweets? to \S+ \(\d+ reconnects?, (?P<skipped>\d+) skipped\)"
+    r"published (?P<published>\d+) tweets? to \S+"
+    r" \((?P<reconnects>\d+) reconnects?, (?P<skipped>\d+) skipped"
+    r"(, \d+ duplicates?)?(, (?P<gaps>\d+) gaps?)?\)"
 )
+X_SILENCE = 22  # seconds; a gap that is longer is reported
+POSTING_RATE = 58  # tweets a second, as in the sampled stream
+MEMORY_LIMIT = 80  # MB, for any number of failing connects
+# A connection that is just open has some: a socket and its duplicate, a selector, the CA bundle
+DESCRIPTORS_OF_A_CONNECTION = 5
+# For the memory: the longest wait for a 503, of 320 s by X's rules, is 32 ms then
+SHORT_SECOND = 0.0001
 DISCONNECT = {
     "title": "operational-disconnect",
     "disconnect_type": "UpstreamOperationalDisconnect",
@@ -41,36 +57,65 @@ TOO_MANY_CONNECTIONS = {
     "detail": "too many",
     "connection_issue": "TooManyConnections",
 }
+WEB_PAGE = "<html><title>Sorry</title><p>Something went wrong</p></html>"
+ODD_TWEETS = [
+    b'{"data":{"id":"1","text":"a byte of latin-1: caf\xe9"}}',
+    b'{"data":{"id":"2","text":"a raw tab: \t"}}',
+    b'{"data":{"id":"3","text":"a pair of CESU-8: \xed\xa0\xbd\xed\xb8\x80"}}',
+]
 
 
 def line(message: object) -> str:
     return f"{json.dumps(message)}\r\n"
 
 
+def limited(remaining: int, seconds: float, body: str = "") -> Step:
+    """A 429 that leaves so many connects until the reset after so many seconds."""
+    headers = {"x-rate-limit-remaining": str(remaining)}
+    return Step(status=429, headers=headers, reset_after=seconds, body=body)
+
+
 class Fault(NamedTuple):
     """What a connection does at the end of its tweets, and what the next ones bring, as steps.
 
-    Tweets have to flow again after `least` to `most` seconds of X's rules.
+    Tweets have to flow again after `least` to `most` seconds of X's rules, and the summary has to
+    count so many lines as `skipped`.
     """
 
     steps: list[Step]
     least: float
     most: float
+    skipped: int = 0
 
 
 FAULTS = {
     "the stream ends": Fault([Step()], 0, 1),
     "the connection is cut": Fault([Step(end="cut")], 0, 1),
-    "it is cut within a chunk and a line": Fault([Step(end="torn")], 0, 1),
-    "it is cut before the line's end": Fault([Step(end="tail")], 0, 1),
+    "it is cut within a chunk and a line": Fault([Step(end="torn")], 0, 1, skipped=1),
+    "the last line has no newline": Fault([Step(end="tail")], 0, 1),
     "it is reset": Fault([Step(end="reset")], 0, 1),
     "a chunk is garbled": Fault([Step(end="garbled")], 0, 1),
     "silence": Fault([Step(end="silence")], 21, 25),
+    "a line a byte at a time": Fault([Step(end="drip")], 21, 25, skipped=1),
+    "closed without an answer": Fault([Step(), Step(before="close")], 0.25, 1.5),
+    "reset within the header": Fault([Step(), Step(before="reset")], 0.25, 1.5),
+    "a header a byte at a time": Fault([Step(), Step(before="drip")], 21, 25),
+    "100 Continue for ever": Fault([Step(), Step(before="continue")], 21, 25),
+    "103 before the 200": Fault([Step(), Step(before="hints", tweets=10)], 0, 1),
     "a 503": Fault([Step(), Step(status=503)], 5, 7),
     "two 503, HTML": Fault(
         [Step(), *[Step(status=503, body="<html>Over capacity</html>")] * 2], 15, 19
     ),
+    "a web page with status 200": Fault([Step(), Step(body=WEB_PAGE, tweets=0)], 5, 7),
+    "a 400 after tweets": Fault([Step(), Step(status=400, body=WEB_PAGE)], 5, 7),
+    "a 401 after tweets": Fault([Step(), Step(status=401, body=WEB_PAGE)], 5, 7),
+    "a 403 after tweets": Fault([Step(), Step(status=403, body=WEB_PAGE)], 5, 7),
+    "a 404 after tweets": Fault([Step(), Step(status=404, body=WEB_PAGE)], 5, 7),
     "a 429": Fault([Step(), Step(status=429)], 60, 73),
+    "a 429, used up for 70 s": Fault([Step(), limited(remaining=0, seconds=70)], 69, 77),
+    "a 429, TooManyConnections": Fault(
+        [Step(), limited(remaining=47, seconds=840, body=line(TOO_MANY_CONNECTIONS))], 5, 7
+    ),
     "an empty 200": Fault([Step(), Step(tweets=0)], 0.25, 1.5),
     "a redirect": Fault(
         [Step(), Step(status=302, headers={"Location": "http://localhost:1/"})], 5, 7
@@ -81,28 +126,38 @@ FAULTS = {
     "the same, not wrapped": Fault([Step(), Step(body=f"\r\n{line(DISCONNECT)}", tweets=0)], 0, 1),
     "TooManyConnections": Fault([Step(), Step(body=line(TOO_MANY_CONNECTIONS), tweets=0)], 5, 7),
     "lines that are no tweets": Fault(
-        [Step(), Step(body='[1]\r\nnot json\n{"data":{}}\r\n', tweets=0)], 0.25, 1.5
+        [Step(), Step(body='[1]\r\nnot json\n{"data":{}}\r\n', tweets=0)], 0.25, 1.5, skipped=3
     ),
-    "a line of 2 MB": Fault([Step(), Step(body="x" * 2_000_000 + "\n", tweets=0)], 0.25, 1.5),
+    "a line of 2 MB": Fault(
+        [Step(), Step(body="x" * 2_000_000 + "\n", tweets=0)], 0.25, 1.5, skipped=1
+    ),
+    "keep-alives with blanks": Fault([Step(body=" \r\n\t\r\n \n")], 0, 1),
+    "tweets that are not UTF-8 or not JSON": Fault([Step(lines=ODD_TWEETS)], 0, 1),
     "tweets sent twice": Fault([Step(), Step(again=10, tweets=0, end="cut")], 0, 1),
 }
 
 
 class Follower:
-    """twitter-stream.py as a process, for use in a `with`."""
+    """twitter-stream.py as a process, for use in a `with`, which ends it with kill -9.
 
-    def __init__(self, broker: Broker, api: XApi, topic: str, second: float) -> None:
+    `second` is how long a second of X's rules is; `settings` are added to the environment.
+    """
+
+    def __init__(
+        self, broker: Broker, url: str, topic: str, second: float, *flags: str, **settings: str
+    ) -> None:
         env = {
             **os.environ,
             "KAFKA_BOOTSTRAP_SERVERS": broker.address,
             "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
-            "STREAM_URL": api.url,
-            "BEARER_TOKEN": api.token,
+            "STREAM_URL": url,
+            "BEARER_TOKEN": TOKEN,
             "STREAM_TEST_SECOND": str(second),
             "NO_PROXY": "127.0.0.1",
+            **settings,
         }
-        self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 # __exit__ closes it
-        command = [sys.executable, str(HERE / "twitter-stream.py"), "-t", topic]
+        self.messages = tempfile.TemporaryFile()  # noqa: SIM115 # __exit__ closes it
+        command = [sys.executable, str(HERE / "twitter-stream.py"), "-t", topic, *flags]
         self.process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stderr=self.messages
         )
@@ -119,16 +174,31 @@ class Follower:
         """Poll until the condition holds; SystemExit if the process ends, or it takes longer."""
         end = time.monotonic() + seconds
         while not condition():
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(
-                    f"soak.py: twitter-stream.py ended or hangs: {self.last_message()}"
-                )
+            self.check_running()
+            if time.monotonic() > end:
+                raise SystemExit(f"soak.py: twitter-stream.py hangs: {self.last_message()}")
             time.sleep(0.02)
 
+    def check_running(self) -> None:
+        """SystemExit if the process has ended."""
+        if self.process.poll() is not None:
+            raise SystemExit(f"soak.py: twitter-stream.py has ended: {self.last_message()}")
+
+    def last_messages(self) -> list[str]:
+        """The last of its messages, without the name in front; the first may be torn."""
+        descriptor = self.messages.fileno()
+        # Not seek(): the process writes where the shared position is
+        start = max(os.fstat(descriptor).st_size - 4000, 0)
+        lines = os.pread(descriptor, 4000, start).decode(errors="replace").splitlines()
+        return [line.partition(": ")[2] for line in lines]
+
     def last_message(self) -> str:
-        self.messages.seek(0)
-        last = self.messages.read().strip().rpartition("\n")[2]
-        return last.partition(": ")[2]
+        return (self.last_messages() or [""])[-1]
+
+    def reconnects(self) -> int:
+        """How many its last progress message counts."""
+        counts = re.findall(r"\((\d+) reconnects?, ", "\n".join(self.last_messages()))
+        return int(counts[-1]) if counts else 0
 
     def stop(self) -> re.Match[str]:
         """End it with SIGTERM; return its summary."""
@@ -145,6 +215,10 @@ class Follower:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         [size] = re.findall(r"VmRSS:\s+(\d+) kB", text)
         return int(size) / 1024
+
+    def descriptors(self) -> int:
+        """How many are open (Linux)."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
 def count_values(broker: Broker, topic: str) -> Counter[bytes]:
@@ -163,21 +237,37 @@ def count_values(broker: Broker, topic: str) -> Counter[bytes]:
     return found
 
 
-# ------------------------------------------------------------------ each fault once
-
-
 class Row(NamedTuple):
-    """A row of the table, and whether the goal was met."""
+    """A row of a table, and whether the goal was met."""
 
     text: str
     is_met: bool
+
+
+def table_row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def print_head(*names: str) -> None:
+    print(table_row(*names))
+    print("|---" * len(names) + "|", flush=True)
+
+
+def print_rows(rows: list[Row]) -> bool:
+    """Print the rows, and which of them missed their goal; return whether none did."""
+    for row in rows:
+        print(row.text if row.is_met else f"{row.text} MISSED", flush=True)
+    return all(row.is_met for row in rows)
+
+
+# ------------------------------------------------------------------ each fault once
 
 
 def try_fault(broker: Broker, number: int, name: str) -> Row:
     fault = FAULTS[name]
     script = [dataclasses.replace(fault.steps[0], tweets=100), *fault.steps[1:], Step()]
     topic = f"fault-{number}"
-    with XApi(script, rate=100) as api, Follower(broker, api, topic, second=1) as follower:
+    with XApi(script, rate=100) as api, Follower(broker, api.url, topic, 1) as follower:
         follower.wait_until(lambda: len(api.flows) > 1 and len(api.sent) > 200, 150)
         summary = follower.stop()
         pause = api.flows[1][0] - api.flows[0][1]
@@ -185,25 +275,200 @@ def try_fault(broker: Broker, number: int, name: str) -> Row:
     count = found.total()
     sent = Counter(api.sent[:count])
     lost, invented = (sent - found).total(), (found - sent).total()
+    skipped, gaps = int(summary["skipped"]), int(summary["gaps"] or 0)
     is_exact = lost == invented == 0 and count == int(summary["published"])
-    cells = [name, len(api.requests), count, lost, invented, summary["skipped"]]
+    is_told = skipped == fault.skipped and gaps == int(pause > X_SILENCE)
     goal = f"{fault.least:g} to {fault.most:g} s"
-    text = f"| {' | '.join(map(str, cells))} | {pause:.2f} s | {goal} |"
-    return Row(text, is_exact and fault.least <= pause <= fault.most)
+    cells = [name, len(api.requests), count, lost, invented, skipped, gaps, f"{pause:.2f} s", goal]
+    return Row(table_row(*cells), is_exact and is_told and fault.least <= pause <= fault.most)
 
 
 def show_faults() -> bool:
     """Each fault once, six side by side, where a second is a second."""
-    print(
-        "| fault | connects | published | lost | invented | skipped | tweets again after | goal |"
-    )
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    counts = ("connects", "published", "lost", "invented", "skipped", "gaps told")
+    print_head("fault", *counts, "tweets again after", "goal")
     with Broker() as broker, ThreadPoolExecutor(6) as pool:
         jobs = [pool.submit(try_fault, broker, *pair) for pair in enumerate(FAULTS)]
         rows = [job.result() for job in jobs]
-    for row in rows:
-        print(row.text if row.is_met else f"{row.text} MISSED", flush=True)
-    return all(row.is_met for row in rows)
+    return print_rows(rows)
+
+
+# ------------------------------------------------------------------ kill -9
+
+
+def show_kills(count: int, seed: int) -> bool:
+    """Kill it so often, every 1 to 4 s, under --backfill; print what the topic then misses."""
+    chance = random.Random(seed)
+    print(
+        f"kill -9 {count} times, seed {seed}; X posts {POSTING_RATE} tweets a second all the time"
+    )
+    with Broker() as broker, XApi([Step(posts=True)], rate=POSTING_RATE) as api:
+        kills = [run_and_kill(broker, api, chance.uniform(1, 4)) for _ in range(count)]
+        run_and_stop(broker, api)
+        found = count_values(broker, "kills")
+    return report_kills(api, kills, found)
+
+
+def run_and_kill(broker: Broker, api: XApi, seconds: float) -> float:
+    """Run it for so long; return the time.monotonic() of the kill."""
+    with Follower(broker, api.url, "kills", 1, "--backfill") as follower:
+        time.sleep(seconds)
+        follower.check_running()
+        return time.monotonic()
+
+
+def run_and_stop(broker: Broker, api: XApi) -> None:
+    """Run it until what was posted 3 s after its connect is in the topic."""
+    earlier = len(api.requests)
+    with Follower(broker, api.url, "kills", 1, "--backfill") as follower:
+        follower.wait_until(lambda: len(api.requests) > earlier, 60)
+        last = tweet(api.count_posted(time.monotonic()) + 3 * POSTING_RATE)
+        follower.wait_until(lambda: last in count_values(broker, "kills"), 60)
+        follower.stop()
+
+
+class Found(NamedTuple):
+    """What the topic has of the posted tweets: how often each number, and which have to be there.
+
+    `invented` is how many events are no posted tweets.
+    """
+
+    numbers: Counter[int]
+    expected: range
+    invented: int
+
+    def missing(self, posted: range) -> int:
+        return sum(number in self.expected and not self.numbers[number] for number in posted)
+
+    def twice(self, posted: range) -> int:
+        return sum(max(self.numbers[number] - 1, 0) for number in posted)
+
+
+def find_numbers(values: Counter[bytes], posted: int) -> Found:
+    """Look for so many posted tweets among the values, given in the topic's order.
+
+    All from the first one published to the last one have to be there.
+    """
+    numbers_of = {tweet(number): number for number in range(posted)}
+    known = {value: count for value, count in values.items() if value in numbers_of}
+    numbers = Counter({numbers_of[value]: count for value, count in known.items()})
+    expected = range(next(iter(numbers)), max(numbers) + 1)
+    return Found(numbers, expected, values.total() - numbers.total())
+
+
+def report_kills(api: XApi, kills: list[float], values: Counter[bytes]) -> bool:
+    """Print a row for each kill, and the sums; return whether nothing is missing or twice.
+
+    A gap lasts to the next connect, even if another run is killed before that.
+    """
+    found = find_numbers(values, api.count_posted(time.monotonic()))
+    print_head("kill", "gap (s)", "posted in it", "asked back (minutes)", "missing", "twice")
+    begin = found.expected.start
+    for number, kill in enumerate(kills, 1):
+        connect = next(request for request in api.requests if request.time > kill)
+        end = api.count_posted(connect.time)
+        # What is lost on its way to a killed run was posted before its gap
+        posted = range(begin, end)
+        begin = max(begin, end)
+        gap, missed = f"{connect.time - kill:.1f}", end - api.count_posted(kill)
+        asked_back = connect.query.get("backfill_minutes", "none")
+        counts = (found.missing(posted), found.twice(posted))
+        print(table_row(number, gap, missed, asked_back, *counts))
+    missing, twice = found.missing(found.expected), found.twice(range(found.expected.stop))
+    print(table_row("all", "", "", "", missing, twice))
+    # The first time it asks back, it may get some that were posted before its first connect
+    earlier = sum(number < found.expected.start for number in found.numbers)
+    print(
+        f"posted from the first one published to the last: {len(found.expected):,}; "
+        f"published {values.total():,}, {earlier} of them earlier, {found.invented} never posted",
+        flush=True,
+    )
+    return missing == twice == found.invented == 0
+
+
+# ------------------------------------------------------------------ memory
+
+
+FAILURES: dict[str, Step | None] = {
+    "refused": None,  # nothing is there
+    "TLS without an answer": Step(before="close"),
+    "503": Step(status=503),
+    "reset within the header": Step(before="reset"),
+}
+
+
+class Usage(NamedTuple):
+    descriptors: int
+    memory: float  # MB
+
+
+def show_memory(connects: int) -> bool:
+    """So many failing connects of each kind, side by side; print what they leave behind."""
+    print_head(
+        "each connect fails",
+        "connects",
+        "descriptors at 100",
+        "at the end",
+        "memory at 100 (MB)",
+        "at the end",
+        "limit",
+    )
+    with Broker() as broker, ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(fail_to_connect, broker, name, connects) for name in FAILURES]
+        rows = [job.result() for job in jobs]
+    return print_rows(rows)
+
+
+def fail_to_connect(broker: Broker, name: str, connects: int) -> Row:
+    topic = f"failing-{list(FAILURES).index(name)}"
+    with (
+        failing_server(name) as (url, settings),
+        Follower(broker, url, topic, SHORT_SECOND, **settings) as follower,
+    ):
+        early = usage_after(follower, 100)
+        late = usage_after(follower, connects)
+        reconnects = int(follower.stop()["reconnects"])
+    descriptors = (early.descriptors, late.descriptors)
+    memory = (f"{early.memory:.1f}", f"{late.memory:.1f}")
+    is_flat = late.descriptors <= early.descriptors + DESCRIPTORS_OF_A_CONNECTION
+    text = table_row(name, reconnects, *descriptors, *memory, MEMORY_LIMIT)
+    return Row(text, is_flat and late.memory < MEMORY_LIMIT)
+
+
+@contextmanager
+def failing_server(name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The URL at which each connect fails so, and the settings that it needs."""
+    step = FAILURES[name]
+    if not step:
+        yield f"http://127.0.0.1:{free_ports(1)[0]}/", {}
+    elif name.startswith("TLS"):
+        with tempfile.TemporaryDirectory() as folder:
+            certificate, bundle = make_certificate(Path(folder))
+            with XApi([step], certificate=certificate) as api:
+                yield api.url, {"REQUESTS_CA_BUNDLE": bundle}
+    else:
+        with XApi([step]) as api:
+            yield api.url, {}
+
+
+def make_certificate(folder: Path) -> tuple[tuple[str, str], str]:
+    """Files: a certificate for 127.0.0.1 and its key; the authorities to trust.
+
+    Those are many, as usual: it is they that a TLS connection that is not freed keeps in memory.
+    """
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    chain, key, bundle = (folder / name for name in ("chain.pem", "key.pem", "bundle.pem"))
+    issued.cert_chain_pems[0].write_to_path(chain)
+    issued.private_key_pem.write_to_path(key)
+    usual = Path(certifi.where()).read_bytes()
+    bundle.write_bytes(usual + authority.cert_pem.bytes())
+    return (str(chain), str(key)), str(bundle)
+
+
+def usage_after(follower: Follower, connects: int) -> Usage:
+    follower.wait_until(lambda: follower.reconnects() >= connects, 1200)
+    return Usage(follower.descriptors(), follower.memory())
 
 
 # ------------------------------------------------------------------ the day
@@ -229,8 +494,8 @@ def live_a_day(tweets: int, every: int, seed: int, second: float) -> bool:
     for name, count in sorted(Counter(names).items()):
         print(f"  {count} x {name}", flush=True)
     began = time.monotonic()
-    with Broker() as broker, XApi(day_script(names, every)) as api:
-        with Follower(broker, api, "soak", second) as follower:
+    with Broker() as broker, XApi(day_script(names, every, second)) as api:
+        with Follower(broker, api.url, "soak", second) as follower:
             day = follow_for_a_day(follower, broker, api, tweets)
         found = count_values(broker, "soak")
     is_good = report(day, api, found)
@@ -238,12 +503,15 @@ def live_a_day(tweets: int, every: int, seed: int, second: float) -> bool:
     return is_good
 
 
-def day_script(names: list[str], every: int) -> list[Step]:
+def day_script(names: list[str], every: int, second: float) -> list[Step]:
     """The faults of these names; after them nothing more comes."""
     script: list[Step] = []
     for name in names:
         first, *others = FAULTS[name].steps
-        script += [dataclasses.replace(first, tweets=every, batch=50), *others]
+        script.append(dataclasses.replace(first, tweets=every, batch=50))
+        for step in others:
+            # x-rate-limit-reset is a time, so nothing else shortens it
+            script.append(dataclasses.replace(step, reset_after=step.reset_after * second))
     return [*script, Step(tweets=0, end="silence")]
 
 
@@ -290,8 +558,34 @@ def report(day: Day, api: XApi, found: Counter[bytes]) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
+    options = parse_flags(argv)
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    parts: dict[str, Callable[[], bool]] = {
+        "faults": show_faults,
+        "kills": lambda: show_kills(options.kills, seed),
+        "memory": lambda: show_memory(options.connects),
+        "day": lambda: live_a_day(options.tweets, options.every, seed, options.second),
+    }
+    results = [parts[name]() for name in PARTS if name in (options.only or PARTS)]
+    return 0 if all(results) else 1
+
+
+def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="soak.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="this part; can be repeated (default: all)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="of the kills and of the day's faults (default: another one each time)",
+    )
+    parser.add_argument("--kills", type=int, default=20, help="(default: 20)")
+    parser.add_argument(
+        "--connects", type=int, default=4000, help="that fail, of each kind (default: 4,000)"
     )
     parser.add_argument(
         "--tweets", type=int, default=1_000_000, help="of the day (default: 1,000,000)"
@@ -300,17 +594,9 @@ def main(argv: list[str] | None = None) -> int:
         "--every", type=int, default=10_000, help="tweets between two faults (default: 10,000)"
     )
     parser.add_argument(
-        "--seed", type=int, default=None, help="of the faults (default: another one each time)"
+        "--second", type=float, default=0.1, help="length of a second on the day (default: 0.1)"
     )
-    parser.add_argument(
-        "--second", type=float, default=0.1, help="length of a second of X's rules (default: 0.1)"
-    )
-    parser.add_argument("--day-only", action="store_true", help="without the table of faults")
-    options = parser.parse_args(argv)
-    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    are_met = options.day_only or show_faults()
-    is_good = live_a_day(options.tweets, options.every, seed, options.second)
-    return 0 if are_met and is_good else 1
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

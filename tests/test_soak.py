@@ -1,18 +1,46 @@
-"""The soak's day, at a hundredth of its size."""
+"""The soak's day, at a hundredth of its size, and a few of its kills and failing connects."""
 
 import re
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
 
 
-def test_a_day_with_faults_loses_and_invents_nothing() -> None:
-    options = ["--day-only", "--tweets", "10000", "--every", "500", "--second", "0.05"]
+def soak(*options: str) -> str:
+    """What it prints; it has to find nothing wrong."""
     command = [sys.executable, str(REPOSITORY / "tests" / "soak.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
-    [published] = re.findall(r"^published +([\d,]+) ", done.stdout, re.MULTILINE)
+    return done.stdout
+
+
+def cells(table: str, name: str) -> list[str]:
+    """The row of that name."""
+    [row] = re.findall(rf"^\| {name} \|(.*)\|$", table, re.MULTILINE)
+    return [cell.strip() for cell in row.split("|")]
+
+
+def test_a_day_with_faults_loses_and_invents_nothing() -> None:
+    printed = soak("--only", "day", "--tweets", "10000", "--every", "500", "--second", "0.05")
+    [published] = re.findall(r"^published +([\d,]+) ", printed, re.MULTILINE)
     assert int(published.replace(",", "")) >= 10_000
-    assert re.search(r"^lost +0$", done.stdout, re.MULTILINE)
-    assert re.search(r"^connects +[\d,]+ \(at most 1 at a time\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^lost +0$", printed, re.MULTILINE)
+    assert re.search(r"^connects +[\d,]+ \(at most 1 at a time\)$", printed, re.MULTILINE)
+
+
+def test_kills_leave_nothing_missing_and_nothing_twice() -> None:
+    printed = soak("--only", "kills", "--kills", "3")
+    assert len(cells(printed, "3")) == 5
+    assert cells(printed, "all")[-2:] == ["0", "0"]
+
+
+@pytest.mark.stress
+def test_failing_connects_leave_memory_and_descriptors_as_they_were() -> None:
+    printed = soak("--only", "memory", "--connects", "300")
+    for name in ("refused", "TLS without an answer", "503", "reset within the header"):
+        connects, early, late, _, memory, _ = cells(printed, name)
+        assert int(connects) >= 300
+        assert int(late) <= int(early) + 5
+        assert float(memory) < 80
