@@ -248,7 +248,17 @@ def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
         running = scripts.start("twitter-stream", "-t", "tweets", env=env)
         running.wait_for(lambda it: it.err.count(b"/s (1 reconnect,") == 1)
         done = running.end(signal.SIGTERM)
-    assert plain(done.stderr.decode()) == plain(*texts("log"))
+    assert plain(done.stderr.decode()) == plain(texts("log")[1])
+
+
+def test_the_report_of_a_gap_looks_like_the_real_one(scripts: Scripts, topic: str) -> None:
+    """A gap of about 27 minutes, where a second of X's lasts 5 ms."""
+    with XApi([Step(tweets=5), *[Step(status=503)] * 10, Step()]) as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token, "STREAM_TEST_SECOND": "0.005"}
+        done = scripts.run("twitter-stream", "-t", topic, "-n", 6, "--backfill", env=env)
+    lines = done.stderr.decode().replace(topic, "tweets").splitlines(keepends=True)
+    report = next(line for line in lines if " no tweets from " in line)
+    assert plain(report + lines[-1]) == plain(texts("log")[0])
 
 
 @pytest.mark.parametrize("text", texts("dotenv"))
@@ -327,9 +337,12 @@ def test_kafkas_own_files_are_named_as_in_its_distribution() -> None:
     assert {each.replace("\\", "/") for each in named} <= files
 
 
+WORDS = {3: "three", 5: "five", 6: "six", 10: "ten"}
+
+
 def test_the_numbers_are_the_real_ones() -> None:
     x, delivery = importlib.import_module("twitter-stream"), importlib.import_module("delivery")
-    stop = importlib.import_module("cli").Stop
+    stop, http_stream = importlib.import_module("cli").Stop, importlib.import_module("http_stream")
     assert x.DELIVERY_TIMEOUT == 3600
     connects, seconds = x.MAX_CONNECTS, x.CONNECT_WINDOW
     in_flight, in_flight_bytes = delivery.MAX_IN_FLIGHT, delivery.MAX_IN_FLIGHT_BYTES >> 20
@@ -338,7 +351,15 @@ def test_the_numbers_are_the_real_ones() -> None:
         f"{x.NETWORK.first} s more each time, up to {x.NETWORK.longest} s, for the network",
         f"from {x.HTTP.first} s, doubling, up to {x.HTTP.longest} s, for an HTTP error",
         f"from {x.RATE_LIMIT.first} s, doubling, for a rate limit",
-        f"{x.SILENCE} s of silence",
+        f"{x.SILENCE} s without a complete line",
+        f"Every gap of more than {x.SILENCE} s",
+        f"exceeds X's window of {x.X_WINDOW // 60} minutes",
+        f"delays a connection by {http_stream.NEXT_ADDRESS_AFTER} s",
+        f"does not resend anything older than {WORDS[x.MAX_BACKFILL_MINUTES]} minutes",
+        f"the topic's last {WORDS[x.RECENT // 60]} minutes",
+        f"after {WORDS[x.MAX_BACKFILL_REFUSALS]} refusals in a row",
+        f"only {WORDS[x.MAX_REFUSALS]} refusals in a row",
+        f"one over {x.MAX_LINE_BYTES >> 20} MiB",
         f"more than {connects} times in {seconds // 60} minutes, so {connects * 5} in 15 as X asks",
         f"over {x.MAX_LINE_BYTES >> 20} MiB",
         f"{in_flight:,} events or tweets or {in_flight_bytes} MB",
