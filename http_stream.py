@@ -39,12 +39,11 @@ def check_network_settings(url: str) -> None:
     proxy = proxy_for(url)
     if proxy:
         check_proxy(proxy)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # requests uses the first that is set
-        path = os.environ.get(name)
-        if path and not os.path.isdir(path):  # OpenSSL reads a directory on demand
-            check_ca_file(name, path)
-        if path:
-            return
+    # requests uses the first that is set
+    variable = next(filter(os.environ.get, ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")), "")
+    path = os.environ.get(variable)
+    if path and not os.path.isdir(path):  # OpenSSL reads a directory on demand
+        check_ca_file(variable, path)
 
 
 def proxy_for(url: str) -> str | None:
@@ -71,14 +70,15 @@ def check_proxy(proxy: str) -> None:
 
 
 def is_usable_proxy(proxy: str) -> bool:
+    """Return whether this proxy has a usable address, and requests accepts it."""
     request = requests.Request("GET", "https://localhost/").prepare()
     try:
-        if not is_usable_address(proxy):
-            return False
-        HTTPAdapter().get_connection_with_tls_context(request, True, {"all": proxy})
+        is_usable = is_usable_address(proxy)
+        if is_usable:
+            HTTPAdapter().get_connection_with_tls_context(request, True, {"all": proxy})
     except (requests.RequestException, HTTPError, ValueError):
-        return False
-    return True
+        is_usable = False
+    return is_usable
 
 
 def is_usable_address(url: str) -> bool:
@@ -320,16 +320,14 @@ class StreamOpener:
     def open(self, backfill_minutes: int | None) -> Iterator[requests.Response]:
         """Yield X's response; raise what requests, urllib3 or the socket raise."""
         self.has_reached_x = self.guard.has_fired = False
+        params = [*self._params, ("backfill_minutes", backfill_minutes)]  # requests omits None
         try:
             with StreamSession() as session:
                 for scheme in ("https://", "http://"):
                     session.mount(scheme, StreamAdapter(self))
                 with session.get(
                     self._url,
-                    params=[
-                        *self._params,
-                        ("backfill_minutes", backfill_minutes),
-                    ],  # requests omits None
+                    params=params,
                     headers=self._headers,
                     auth=lambda request: request,  # a no-op, so that ~/.netrc is ignored
                     proxies={"http": ""},  # see proxy_for

@@ -67,7 +67,7 @@ from http_stream import StreamOpener, check_network_settings, is_usable_address
 
 import requests
 from kafka import KafkaConsumer, TopicPartition, errors
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 X_URL = "https://api.x.com/2/tweets/sample/stream"
 LOOPBACK = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)"
@@ -87,7 +87,7 @@ MAX_REFUSALS = 10
 DELIVERY_TIMEOUT = 3600  # how long Kafka may be down; until then, tweets already read are held
 MAX_BACKFILL_MINUTES = 5
 BACKFILL_MARGIN = 10  # for the time that a connect takes, and for tweets lost in flight
-MAX_BACKFILL_REFUSALS = 3  # in a row; the plan has no backfill
+MAX_BACKFILL_REFUSALS = 3  # in a row, before we assume that the plan has no backfill
 RECENT = 360  # how much of the topic --backfill reads at the start: a minute more than X resends
 READ_STALL = 8  # give up reading it after so long without progress
 MAX_SEEN_IDS = 125_000  # six minutes at six times the usual rate
@@ -328,7 +328,7 @@ def disconnection(
     has_timed_out = opener.guard.has_fired
     cause = root_cause(error) if error and not has_timed_out else None
     kind = type(cause).__name__
-    if not opener.has_reached_x or isinstance(cause, ConnectTimeoutError):
+    if not opener.has_reached_x:
         reason = f"cannot connect to {opener.target}: {cause_text(cause)}"
         return Disconnected(reason, UNREACHABLE, kind)
     if has_timed_out or isinstance(cause, (TimeoutError, ReadTimeoutError)):
@@ -597,7 +597,7 @@ class TweetFilter:
         if end.rule is NO_BACKFILL:
             self.gap.backfill_refused()
         self.gap.connection_ended()
-        if isinstance(end, Refused) and self._backoff.is_final(end):
+        if isinstance(end, Refused) and self._backoff.note_refusal(end):
             self._fail(end)
         seconds = self._backoff.next_wait(end.rule, end.at_least)
         self._throttle.say(end.kind, f"{end.reason}; reconnecting in {seconds:.1f} s")
@@ -640,7 +640,7 @@ class Backoff:
         self._refusals = 0
         self._failures.clear()
 
-    def is_final(self, refused: Refused) -> bool:
+    def note_refusal(self, refused: Refused) -> bool:
         """Note a refusal; return whether it ends the run."""
         self._refusals += 1
         return refused.is_certain or not self.has_streamed or self._refusals >= MAX_REFUSALS
@@ -845,10 +845,10 @@ def resume_from_topic(gap: Gap, topic: str) -> None:
         try:
             recent = read_recent_events(consumer, topic, time.time() - RECENT)
         except errors.KafkaError as error:
-            say(
-                f"cannot read topic {topic}: {explain(error).cause}. --backfill cannot fill the "
-                "gap since the last run; it needs the READ permission on the topic."
-            )
+            consequence = "--backfill cannot fill the gap since the last run"
+            if isinstance(error, errors.AuthorizationError):
+                consequence += "; it needs the READ permission on the topic"
+            say(f"cannot read topic {topic}: {explain(error).cause}. {consequence}.")
             return
     if recent:
         gap.resume(recent)

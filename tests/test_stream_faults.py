@@ -163,12 +163,7 @@ class Faulty(Tunnel):
             self.fail(server.answer)
         elif server.target:
             with socket.create_connection(("127.0.0.1", server.target)) as target:
-                back = threading.Thread(
-                    target=self.copy, args=(target, self.connection), daemon=True
-                )
-                back.start()
-                self.copy(self.connection, target)
-                back.join(5)
+                self.relay(target)
         else:
             super().handle()
 

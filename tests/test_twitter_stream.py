@@ -763,10 +763,14 @@ class Tunnel(socketserver.StreamRequestHandler):
         host, _, port = target.rpartition(":")
         with socket.create_connection((host, int(port))) as server:
             self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            back = threading.Thread(target=self.copy, args=(server, self.connection), daemon=True)
-            back.start()
-            self.copy(self.connection, server)
-            back.join(5)
+            self.relay(server)
+
+    def relay(self, server: socket.socket) -> None:
+        """Pass on what both sides send, until they have ended."""
+        back = threading.Thread(target=self.copy, args=(server, self.connection), daemon=True)
+        back.start()
+        self.copy(self.connection, server)
+        back.join(5)
 
     def copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):

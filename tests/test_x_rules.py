@@ -390,14 +390,14 @@ def refused(status: int, is_certain: bool = False) -> Any:
 
 def test_before_the_first_tweet_a_refusal_is_final_and_afterwards_ten_in_a_row() -> None:
     backoff = backoff_with(Clock())
-    assert backoff.is_final(refused(403))
+    assert backoff.note_refusal(refused(403))
     backoff.tweet_received()
     for _ in range(3):
         for status in (400, 401, 403, 404, 400, 400, 403, 401, 401):
-            assert not backoff.is_final(refused(status))
+            assert not backoff.note_refusal(refused(status))
             backoff.next_wait(x.HTTP)
         backoff.tweet_received()
-    found = [backoff.is_final(refused(404)) for _ in range(10)]
+    found = [backoff.note_refusal(refused(404)) for _ in range(10)]
     assert found == [False] * 9 + [True]
 
 
@@ -409,7 +409,7 @@ def test_ten_refusals_in_a_row_take_longer_than_x_window() -> None:
 def test_x_own_words_are_final_at_once() -> None:
     backoff = backoff_with(Clock())
     backoff.tweet_received()
-    assert backoff.is_final(refused(402, is_certain=True))
+    assert backoff.note_refusal(refused(402, is_certain=True))
 
 
 # ------------------------------------------------------------------ what a gap has missed
@@ -635,6 +635,17 @@ def clock_at(text: str) -> Clock:
     return Clock(datetime.fromisoformat(f"2026-11-25 {text}"[-19:]).timestamp())
 
 
+def gap_after(
+    time_of_day: str, seconds: float, backfill: bool = True, second: float = 1.0
+) -> tuple[Any, Clock]:
+    """A gap, and its clock, after a connection that began then and brought tweets for so long."""
+    clock = clock_at(time_of_day)
+    gap = x.Gap(backfill, second, clock)
+    gap.begin_connection()
+    hear(gap, clock, seconds)
+    return gap, clock
+
+
 ASKED_FOR_5 = "asked X for the last 5 minutes"
 NOT_ASKED = "not requested again (see --backfill)"
 
@@ -650,10 +661,7 @@ NOT_ASKED = "not requested again (see --backfill)"
     ],
 )
 def test_a_gap_is_reported_once(backfill: bool, seconds: int, report: str | None) -> None:
-    clock = clock_at("14:02:00")
-    gap = x.Gap(backfill, 1.0, clock)
-    gap.begin_connection()
-    hear(gap, clock, 10)
+    gap, clock = gap_after("14:02:00", 10, backfill)
     for _ in range(seconds):
         clock.now += 1
         gap.begin_connection()  # each in vain
@@ -665,10 +673,7 @@ def test_a_gap_is_reported_once(backfill: bool, seconds: int, report: str | None
 
 
 def test_a_gap_over_midnight_has_dates() -> None:
-    clock = clock_at("23:59:50")
-    gap = x.Gap(False, 1.0, clock)
-    gap.begin_connection()
-    hear(gap, clock, 0)
+    gap, clock = gap_after("23:59:50", 0, backfill=False)
     clock.now += 60
     gap.begin_connection()
     times = "2026-11-25 23:59:50 to 2026-11-26 00:00:50"
@@ -676,10 +681,7 @@ def test_a_gap_over_midnight_has_dates() -> None:
 
 
 def test_a_gap_that_x_refuses_to_fill_is_reported_so() -> None:
-    clock = clock_at("14:02:00")
-    gap = gap_with(clock)
-    gap.begin_connection()
-    hear(gap, clock, 60)
+    gap, clock = gap_after("14:02:00", 60)
     for _ in range(x.MAX_BACKFILL_REFUSALS + 1):
         clock.now += 30
         if gap.begin_connection():
@@ -704,10 +706,7 @@ def test_a_gap_that_the_run_does_not_outlive_is_reported_at_its_end() -> None:
 
 
 def test_the_length_of_a_gap_is_one_of_x_seconds() -> None:
-    clock = clock_at("14:02:00")
-    gap = x.Gap(False, 0.1, clock)
-    gap.begin_connection()
-    hear(gap, clock, 0)
+    gap, clock = gap_after("14:02:00", 0, backfill=False, second=0.1)
     clock.now += 10
     gap.begin_connection()
     assert gap.tweet_received() == f"no tweets from 14:02:00 to 14:02:10 (1 min 40 s); {NOT_ASKED}"
@@ -715,10 +714,7 @@ def test_the_length_of_a_gap_is_one_of_x_seconds() -> None:
 
 def test_what_comes_late_because_of_kafka_is_no_sign_of_life() -> None:
     """X has ended the connection meanwhile; a little of what it sent before still comes."""
-    clock = clock_at("14:02:00")
-    gap = gap_with(clock)
-    gap.begin_connection()
-    hear(gap, clock, 10)
+    gap, clock = gap_after("14:02:00", 10)
     clock.now += 1800
     hear(gap, clock, 5)
     clock.now += 1
