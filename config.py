@@ -4,6 +4,7 @@ Settings come from `.env` next to the scripts; environment variables override it
 BEARER_TOKEN, STREAM_URL, and KAFKA_<NAME> for the kafka-python client setting <name>.
 """
 
+import argparse
 import difflib
 import functools
 import logging
@@ -16,10 +17,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
-from cli import fail, register_secret, say
+from cli import fail, is_broker_list, register_secret, say
 
 from dotenv.parser import Binding, parse_stream
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, codec, errors
 
 ENV_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
 CONNECT_SECONDS = 8.0
@@ -52,9 +53,16 @@ SETTINGS_BY_VARIABLE = {
     if name not in FIXED_SETTINGS | OBJECT_SETTINGS
     and isinstance(default, (str, float, int, type(None)))
 }
+URLS = ("STREAM_URL", "KAFKA_PROXY_URL")  # a URL may contain a password
 KNOWN_VARIABLES = {"BEARER_TOKEN", "STREAM_URL", *SETTINGS_BY_VARIABLE}
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 PASSWORD_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+COMPRESSION_TYPES = ("gzip", "snappy", "lz4", "zstd")
+# The packages that kafka-python decompresses with, installed by requirements.txt
+CODEC_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
+
+_brokers_flag: str | None = None  # of -b
 
 
 class Explanation(NamedTuple):
@@ -95,7 +103,9 @@ MESSAGE_EXPLANATIONS = {
     r"DNS lookup failed for (\S+):\d+": Explanation(
         "unknown host {}", "Check KAFKA_BOOTSTRAP_SERVERS and the broker's advertised.listeners."
     ),
-    r"no response": Explanation("no response", CHECK_SERVERS),
+    r"no response|RequestTimedOutError|^KafkaConnectionError:?$": Explanation(
+        "no response", CHECK_SERVERS
+    ),
     r"\[SSL[^]]*\] (.*?)\.? \(_ssl": Explanation("TLS failed: {}", CHECK_TLS),
     r"InvalidReceiveError": Explanation("not a Kafka response", CHECK_TLS),
     r"SaslAuthenticationFailedError: (?!Sasl)(.*)": Explanation("login refused: {}", CHECK_SASL),
@@ -109,8 +119,20 @@ MESSAGE_EXPLANATIONS = {
 }
 
 
+# Errors that may be due to a broker that cannot be reached
+CONNECTION_ERRORS = (
+    errors.KafkaConnectionError,
+    errors.KafkaTimeoutError,
+    errors.NodeNotReadyError,
+    errors.RequestTimedOutError,
+)
+
+
 def explain(error: Exception) -> Explanation:
     """Explain an error raised by the Kafka client."""
+    unreachable = client_log().unreachable_address()
+    if unreachable and isinstance(error, CONNECTION_ERRORS):
+        return explain_unreachable(unreachable)
     for kind, explanation in ERROR_EXPLANATIONS.items():
         if isinstance(error, kind):
             return explanation
@@ -126,8 +148,35 @@ def explain_message(message: str) -> Explanation:
     for pattern, explanation in MESSAGE_EXPLANATIONS.items():
         match = re.search(pattern, message)
         if match:
-            return explanation._replace(cause=explanation.cause.format(*match.groups()))
+            cause = explanation.cause.format(*match.groups()) + _tls_files(explanation)
+            return Explanation(cause, _name_flag(explanation.advice))
     return Explanation(message)
+
+
+def explain_unreachable(address: str) -> Explanation:
+    """Explain why a broker cannot be reached at the address that Kafka itself has given for it.
+
+    Often it is a name that only the broker's own machine or container knows.
+    """
+    cause = explain_message(client_log().reason).cause
+    return Explanation(
+        f"cannot reach {address}, the address that Kafka gives for its broker: {cause}",
+        "Is it running there? Check the broker's advertised.listeners.",
+    )
+
+
+def _name_flag(advice: str) -> str:
+    """Name -b in the advice if that is where the brokers' addresses come from."""
+    return advice.replace("KAFKA_BOOTSTRAP_SERVERS", "-b") if _brokers_flag else advice
+
+
+def _tls_files(explanation: Explanation) -> str:
+    """Return the TLS files in use, for a message about TLS."""
+    if explanation.advice != CHECK_TLS:
+        return ""
+    variables = [f"KAFKA_{name.upper()}" for name in TLS_FILES]
+    files = [f"{name} is {settings()[name]}" for name in variables if name in settings()]
+    return f" ({', '.join(files)})" if files else ""
 
 
 def _message(error: Exception) -> str:
@@ -140,7 +189,7 @@ class ClientLog(logging.Handler):
 
     `reason` is the latest such reason. With `verbose`, every record at INFO or above is shown
     with secrets masked. DEBUG is never enabled: at that level the client logs what it sends,
-    including passwords.
+    including passwords. Only the log tells, too, which addresses Kafka has given for its brokers.
     """
 
     DEFAULT_REASON = "no response"
@@ -151,11 +200,15 @@ class ClientLog(logging.Handler):
         r"|(?:Bootstrap connection to .*? failed|Connection lost|attempts left\)): (?!.*DNS)"
         r"(.*?)(?: \(backoff .*)?$"
     )
+    CONNECTING = re.compile(r"Initializing connection for node_id (\d+) at (\S+)")
+    CHANGED = re.compile(r"<KafkaConnection node_id=(\d+) .*: Connect(ed$|ion (?:closed|lost))")
 
     def __init__(self) -> None:
         super().__init__()
         self.reason = self.DEFAULT_REASON
         self.verbose = False
+        self._connected: set[str] = set()  # numbers of brokers
+        self._unreachable: dict[str, str] = {}  # {broker: address}, until it is connected
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -164,6 +217,33 @@ class ClientLog(logging.Handler):
         match = self.REASON.search(message)
         if match and not self._follows_refusal(message):
             self.reason = next(filter(None, match.groups()), self.DEFAULT_REASON)
+        self._note_address(message)
+
+    def _note_address(self, message: str) -> None:
+        """Note which brokers are connected, and the addresses of those that are to be."""
+        connecting = self.CONNECTING.match(message)
+        if connecting:
+            self._unreachable[connecting[1]] = connecting[2]
+        changed = self.CHANGED.match(message)
+        if changed and changed[2] == "ed":
+            self._connected.add(changed[1])
+            self._unreachable.pop(changed[1], None)
+        elif changed:
+            self._connected.discard(changed[1])
+
+    @property
+    def is_disconnected(self) -> bool:
+        """Whether the client tries to reach brokers, and is connected to none."""
+        return bool(self._unreachable) and not self._connected
+
+    def unreachable_address(self) -> str:
+        """Return the address of a broker that cannot be reached; "" if there is none.
+
+        Only an address that Kafka has given, not one of KAFKA_BOOTSTRAP_SERVERS.
+        """
+        own_servers = bootstrap_servers().split(",")
+        given = [address for address in self._unreachable.values() if address not in own_servers]
+        return given[0] if given else ""
 
     def _follows_refusal(self, message: str) -> bool:
         """Whether this is only the end of a connection that was refused for the known reason."""
@@ -182,14 +262,23 @@ def client_log() -> ClientLog:
     logger = logging.getLogger("kafka")
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING)
+    logging.getLogger("kafka.net").setLevel(logging.INFO)  # for the brokers' addresses
     logger.propagate = False
     return handler
 
 
-def show_client_log() -> None:
-    """Print kafka-python's log to standard error (-v)."""
-    client_log().verbose = True
-    logging.getLogger("kafka").setLevel(logging.INFO)
+def apply_common_flags(options: argparse.Namespace) -> None:
+    """Apply the flags that all scripts have, -b and -v; call this before anything else here."""
+    global _brokers_flag
+    _brokers_flag = options.brokers
+    if options.verbose:
+        client_log().verbose = True
+        logging.getLogger("kafka").setLevel(logging.INFO)
+
+
+def bootstrap_servers() -> str:
+    """Return the brokers to connect to first, as host:port,host:port."""
+    return _brokers_flag or settings().get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
 
 
 @functools.cache
@@ -204,7 +293,7 @@ def settings() -> dict[str, str]:
     for name, value in values.items():
         if _is_secret(name):
             register_secret(value)
-        elif name == "STREAM_URL" or name.upper().endswith("_PROXY"):
+        elif name in URLS or name.upper().endswith("_PROXY"):
             _register_passwords(value)
     return values
 
@@ -284,26 +373,34 @@ def _display_path(path: str) -> str:
 def client_options(client_class: Any, **defaults: Any) -> dict[str, Any]:
     """Return a client's options: the defaults, overridden by .env and the environment.
 
-    Each value has the type of the client's own default; settings unknown to this client are left
-    out.
+    Settings unknown to this client are left out. Exit if one is invalid, for any client.
     """
-    options = {
-        "bootstrap_servers": "localhost:9092",
+    given = client_settings()
+    check_sasl(given)
+    check_tls(given)
+    check_compression(given.get("compression_type"))
+    return {
         "reconnect_backoff_max_ms": 1000,
         **defaults,
+        **{name: value for name, value in given.items() if name in client_class.DEFAULT_CONFIG},
+        "bootstrap_servers": bootstrap_servers(),
     }
-    values = settings()
-    for variable in sorted(SETTINGS_BY_VARIABLE.keys() & values.keys()):
+
+
+def client_settings() -> dict[str, Any]:
+    """Return the settings of kafka-python's clients in .env and the environment, by its names.
+
+    Each value has the type of the client's own default.
+    """
+    texts = settings()
+    values: dict[str, Any] = {}
+    for variable in sorted(SETTINGS_BY_VARIABLE.keys() & texts.keys()):
         name = SETTINGS_BY_VARIABLE[variable]
         try:
-            value = parse_setting(name, values[variable])
+            values[name] = parse_setting(name, texts[variable])
         except ValueError as error:  # do not show the value: it may be a misplaced secret
             fail(f"{variable} must be {error}. See .env.example.", 2)
-        if name in client_class.DEFAULT_CONFIG:
-            options[name] = value
-    check_sasl(options)
-    check_tls(options)
-    return options
+    return values
 
 
 def parse_setting(name: str, text: str) -> object:
@@ -312,8 +409,12 @@ def parse_setting(name: str, text: str) -> object:
     Raise ValueError with a message saying what the value must be.
     """
     default = CLIENT_DEFAULTS[name]
+    if name == "bootstrap_servers" and not is_broker_list(text):
+        raise ValueError("in the form HOST:PORT,HOST:PORT")
     if name == "security_protocol":
         return _parse_choice(text, {protocol: protocol for protocol in SECURITY_PROTOCOLS})
+    if name == "compression_type":
+        return _parse_choice(text, {"none": None, **{name: name for name in COMPRESSION_TYPES}})
     if isinstance(default, bool):
         return _parse_choice(text, {"true": True, "false": False})
     if isinstance(default, int) or name.endswith("_bytes"):
@@ -359,13 +460,16 @@ def check_tls(options: dict[str, Any]) -> None:
     """
     if not options.get("security_protocol", "").endswith("SSL"):
         return
-    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+    for name in TLS_FILES:
         check_readable(f"KAFKA_{name.upper()}", options.get(name))
-    ca_file, certificate = options.get("ssl_cafile"), options.get("ssl_certfile")
-    if ca_file:
-        check_ca_file("KAFKA_SSL_CAFILE", ca_file)
-    key = options.get("ssl_keyfile") or certificate
+    for name in ("ssl_cafile", "ssl_crlfile"):
+        if options.get(name):
+            check_ca_file(f"KAFKA_{name.upper()}", options[name])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if options.get("ssl_ciphers"):
+        check_ciphers(context, options["ssl_ciphers"])
+    certificate = options.get("ssl_certfile")
+    key = options.get("ssl_keyfile") or certificate
     try:
         if certificate:
             context.load_cert_chain(certificate, key, options.get("ssl_password") or "")
@@ -377,8 +481,30 @@ def check_tls(options: dict[str, Any]) -> None:
         )
 
 
+def check_ciphers(context: ssl.SSLContext, ciphers: str) -> None:
+    try:
+        context.set_ciphers(ciphers)
+    except ssl.SSLError as error:
+        fail(f"cannot use KAFKA_SSL_CIPHERS={ciphers}: {_tls_reason(error)}", 2)
+
+
+def check_compression(compression_type: str | None) -> None:
+    """Exit if the package for this compression type is missing."""
+    if compression_type not in CODEC_PACKAGES:
+        return
+    if not getattr(codec, f"has_{compression_type}")():
+        advice = advise_package(compression_type)
+        fail(f"cannot use KAFKA_COMPRESSION_TYPE={compression_type}: {advice}", 2)
+
+
+def advise_package(compression_type: str) -> str:
+    """Say which package is missing to compress and decompress, and how to install it."""
+    package = CODEC_PACKAGES[compression_type]
+    return f"the package {package} is not installed. Run: pip install -r requirements.txt"
+
+
 def check_ca_file(variable: str, path: str) -> None:
-    """Exit if the file of CA certificates that a variable names is unusable."""
+    """Exit if the file of CA certificates or revocations that a variable names is unusable."""
     check_readable(variable, path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
@@ -399,7 +525,7 @@ def check_readable(variable: str, path: str | None) -> None:
 
 def _tls_reason(error: ssl.SSLError) -> str:
     """Return OpenSSL's error message without its codes."""
-    text = re.sub(r"^\[[^]]*\] | \(_ssl.*$", "", str(error.args[-1]))
+    text = re.sub(r"^\[[^]]*\] | \(_ssl.*$|\.$", "", str(error.args[-1]))
     return "wrong password or not a PEM file" if text == "PEM lib" else text
 
 
@@ -431,8 +557,6 @@ def fail_to_connect(error: Exception, servers: str) -> NoReturn:
     """Exit with the reason the client failed; raise an unexpected error."""
     if isinstance(error, (errors.KafkaConfigurationError, ValueError, AssertionError)):
         fail(f"the Kafka client rejects a KAFKA_* setting: {_message(error)}", 2)
-    if isinstance(error, RuntimeError) and "compression codec" in str(error):
-        fail(f"cannot use KAFKA_COMPRESSION_TYPE: {error}", 2)
     if isinstance(error, errors.KafkaError):
         fail(f"cannot connect to Kafka at {servers}: {explain(error)}")
     raise error

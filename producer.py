@@ -34,7 +34,7 @@ from cli import Parser, Stop, count_type, name_value_type, say, seconds_type, se
 if __name__ == "__main__":
     start()
 
-from config import show_client_log
+from config import apply_common_flags
 from delivery import Event, Job, Line, LineSplitter, Source, ensure_topic, publish, take
 
 BLOCK_BYTES = 1 << 16  # per read; with half of it, 5,000-byte events take a sixth longer
@@ -43,8 +43,7 @@ SAMPLE_BATCH_SIZE = 500  # events per batch with --interval 0
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_flags(argv)
-    if options.verbose:
-        show_client_log()
+    apply_common_flags(options)
     paths = options.files or default_files()
     stop = Stop()
     unreadable: list[str] = []

@@ -49,7 +49,7 @@ from cli import (
 if __name__ == "__main__":
     start()
 
-from config import client_options, connect, explain, settings, show_client_log
+from config import apply_common_flags, client_options, connect, explain, settings
 from delivery import (
     SECOND,
     Batch,
@@ -134,8 +134,7 @@ FREE_CONNECTIONS = "to close stale connections, call DELETE /2/connections/all o
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_flags(argv)
-    if options.verbose:
-        show_client_log()
+    apply_common_flags(options)
     token = bearer_token()
     url = stream_url(options.params)
     check_network_settings(url)

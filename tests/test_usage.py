@@ -87,7 +87,7 @@ def test_help_shows_the_usage_what_the_script_does_and_examples(
     done = lone_scripts.run(script, "--help")
     assert (done.returncode, done.stderr) == (0, b"")
     usage, purpose, examples, *_ = done.stdout.decode().split("\n\n")
-    assert usage.startswith(f"usage: {script}.py [-h] [-t TOPIC] [-n COUNT] [-v] ")
+    assert usage.startswith(f"usage: {script}.py [-h] [-t TOPIC] [-n COUNT] [-b HOST:PORT[,...]]")
     assert re.match(r"(Publish|Print|Republish) [^\n]+[.:]", purpose)
     assert examples.startswith(f"examples:\n  {script}.py")
     assert "exit status" in done.stdout.decode().lower()
