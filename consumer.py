@@ -4,6 +4,8 @@ examples:
   consumer.py                     all events in topic sample, then new ones, until Ctrl-C
   consumer.py -e                  existing events only
   consumer.py --latest -n 10      the next ten events
+  consumer.py --last 10 -e        the last ten events of each partition
+  consumer.py --since 2h          events of the last two hours, then new ones
   consumer.py -t users -K :       key:value lines
   consumer.py --json | jq .value  one JSON object per event
   consumer.py -g readers          share the partitions within a group; resume where it left off
@@ -25,16 +27,26 @@ import logging
 import re
 import select
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
-from cli import Parser, Stop, fail, say, separator_type, start
+from cli import Parser, Stop, count_type, fail, say, separator_type, start, time_type
 
 if __name__ == "__main__":
     start()
 
-from config import client_options, connect, explain, show_client_log
+from config import (
+    CONNECTION_ERRORS,
+    advise_package,
+    apply_common_flags,
+    client_log,
+    client_options,
+    connect,
+    explain,
+    explain_message,
+)
 
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 
@@ -45,22 +57,26 @@ POLL_TIMEOUT_MS = 700
 RESPONSE_TIMEOUT_MS = 3000
 LEAVE_TIMEOUT_MS = 1500
 METADATA_MAX_AGE_MS = 2000  # after so long new partitions, or the topic's end, are noticed
+RETRY_SECONDS = 0.2  # after a poll that has failed because Kafka is away
+CHECK_SECONDS = 2.0  # between checks whether Kafka is there, while there are no events
+CHECK_TIMEOUT_MS = 1000
+MAX_CHECKED_PARTITIONS = 100
+AWAY_SECONDS = 5.0  # without a response Kafka is considered away
 REBALANCE_SECONDS = 10.0  # a rebalance that takes longer is considered stuck
 
-EndOffsets = dict[TopicPartition, int]
+Offsets = dict[TopicPartition, int]
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_flags(argv)
-    if options.verbose:
-        show_client_log()
+    apply_common_flags(options)
     stop = Stop()
     consumer = connect(KafkaConsumer, consumer_options(options.group))
     warn_about_expired_events()
     try:
         is_complete = print_events(consumer, options, stop)
     except errors.KafkaError as error:
-        fail(f"cannot read topic {options.topic}: {explain(error)}")
+        fail(f"cannot read topic {options.topic}: {explain_reading(consumer, error)}")
     finally:
         with suppress(Exception):  # everything promised is done
             consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
@@ -82,10 +98,24 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="stop at the end each partition had at startup",
     )
-    parser.add_argument(
+    beginning = parser.add_mutually_exclusive_group()
+    beginning.add_argument(
         "--latest",
         action="store_true",
         help="skip existing events; a group with committed offsets resumes from them",
+    )
+    beginning.add_argument(
+        "--last",
+        metavar="N",
+        type=count_type,
+        help="start with the last N events of each partition (a group: as with --latest)",
+    )
+    beginning.add_argument(
+        "--since",
+        metavar="TIME",
+        type=time_type,
+        help="start with the first event as recent as TIME: 90s, 10m, 2h or 3d ago, or a date such "
+        "as 2026-11-25 or 2026-11-25T14:00 (a group: as with --latest)",
     )
     parser.add_argument(
         "-K",
@@ -114,10 +144,11 @@ def consumer_options(group: str | None) -> dict[str, Any]:
 
 def print_events(consumer: Any, options: argparse.Namespace, stop: Stop) -> bool:
     """Print events; return True if COUNT, the ends or the reader ended it, not `stop`."""
-    if options.latest and options.group:
-        commit_ends(consumer, options.topic, options.group)
+    starts = start_offsets(consumer, options)
+    if options.group:
+        commit_starts(consumer, starts, options)
     subscribe(consumer, options.topic)
-    ends = prepare_reading(consumer, options)
+    ends = prepare_reading(consumer, options, starts)
     stop.handle_signals()
     remaining = options.count
     for records in read_events(consumer, options, ends, stop):
@@ -135,32 +166,42 @@ def print_events(consumer: Any, options: argparse.Namespace, stop: Stop) -> bool
 
 
 def read_events(
-    consumer: Any, options: argparse.Namespace, ends: EndOffsets, stop: Stop
+    consumer: Any, options: argparse.Namespace, ends: Offsets, stop: Stop
 ) -> Iterator[list[Any]]:
     """Yield events poll by poll, until `stop` or, with -e, the ends.
 
-    Between polls it handles changes in Kafka and anything the client has lost.
+    Between polls the monitors look after changes in Kafka and anything the client has lost.
     """
-    topic_exists = options.stop_at_end or bool(consumer.subscription())
-    rebalance = RebalanceMonitor()
+    monitors: list[Monitor] = [KafkaMonitor(consumer), TopicMonitor(consumer, options)]
+    if options.group:
+        monitors += [AssignmentMonitor(consumer, options), RebalanceMonitor(consumer, options)]
+    has_read = False
     while not stop.requested:
         if options.stop_at_end and pause_finished(consumer, ends):
+            if not has_read:
+                check_right_to_read(options.topic)
             return
-        polled = consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS).values()
-        records = [record for batch in polled for record in batch]
+        records = poll(consumer, stop)
+        has_read = has_read or bool(records)
         if options.stop_at_end:
             yield [record for record in records if record.offset < end_of(record, ends)]
         else:
             yield records
-        topic_existed = topic_exists
-        topic_exists = bool(consumer.subscription())
-        if topic_existed and not topic_exists:
-            explain_missing_topic(options.topic, may_wait=not options.stop_at_end)
+        for monitor in monitors:
+            with suppress(*CONNECTION_ERRORS):
+                monitor.check(has_events=bool(records))
         if options.stop_at_end and not records and not stop.requested:
             lower_ends(consumer, ends)
-        if options.group and rebalance.is_stuck(consumer):
-            rejoin(consumer, options.topic)
-            rebalance = RebalanceMonitor()
+
+
+def poll(consumer: Any, stop: Stop) -> list[Any]:
+    """Return the next events, if any; none while Kafka is away, which the KafkaMonitor says."""
+    try:
+        polled = consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS)
+    except CONNECTION_ERRORS:
+        stop.wait(RETRY_SECONDS)
+        return []
+    return [record for batch in polled.values() for record in batch]
 
 
 def subscribe(consumer: Any, topic: str) -> None:
@@ -172,18 +213,88 @@ def subscribe(consumer: Any, topic: str) -> None:
     consumer.subscribe(pattern=f"^{re.escape(topic)}$")
 
 
-def prepare_reading(consumer: Any, options: argparse.Namespace) -> EndOffsets:
+def start_offsets(consumer: Any, options: argparse.Namespace) -> Offsets:
+    """Return where to start in each partition, as the flags say; without them, nothing."""
+    partitions = partitions_of(consumer, options.topic)
+    if not partitions:
+        return {}
+    if options.latest:
+        return consumer.end_offsets(partitions)  # type: ignore[no-any-return]
+    if options.since is not None:
+        return offsets_since(consumer, partitions, options.since)
+    if options.last:
+        return offsets_of_last(consumer, partitions, options.last)
+    return {}
+
+
+def offsets_since(consumer: Any, partitions: list[TopicPartition], time_ms: int) -> Offsets:
+    """Return the offset of each partition's first event as recent as this, or else its end.
+
+    Kafka looks it up in its index of timestamps. Events behind that one may be older, because
+    timestamps need not be in order; no more recent one precedes it.
+    """
+    ends = consumer.end_offsets(partitions)
+    found = consumer.offsets_for_times(dict.fromkeys(partitions, time_ms))
+    return {
+        partition: found[partition].offset if found[partition] else end
+        for partition, end in ends.items()
+    }
+
+
+def offsets_of_last(consumer: Any, partitions: list[TopicPartition], count: int) -> Offsets:
+    """Return each partition's offset that `count` events follow, or the first one.
+
+    Offsets have gaps: what was compacted or aborted, and Kafka's own records at the end of a
+    transaction. Only reading shows them. So it reads what should hold that many events, and more
+    of those partitions in which they turn out to be fewer.
+    """
+    firsts = consumer.beginning_offsets(partitions)
+    ends = consumer.end_offsets(partitions)
+    starts = {p: first for p, first in firsts.items() if ends[p] - first <= count}
+    span = count
+    while len(starts) < len(partitions):
+        candidates = {p: max(firsts[p], ends[p] - span) for p in ends.keys() - starts.keys()}
+        for partition, offsets in read_offsets(consumer, candidates, ends, count).items():
+            if len(offsets) == count:
+                starts[partition] = offsets[0]
+            elif candidates[partition] == firsts[partition]:
+                starts[partition] = firsts[partition]
+        span *= 4
+    return starts
+
+
+def read_offsets(
+    consumer: Any, starts: Offsets, ends: Offsets, count: int
+) -> dict[TopicPartition, deque[int]]:
+    """Read the partitions from start to end; return the offsets of the last `count` events."""
+    found: dict[TopicPartition, deque[int]] = {p: deque(maxlen=count) for p in starts}
+    consumer.assign(list(starts))
+    for partition, offset in starts.items():
+        consumer.seek(partition, offset)
+    monitor = KafkaMonitor(consumer)
+    while not pause_finished(consumer, ends):
+        polled = consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS)
+        for partition, records in polled.items():
+            found[partition].extend(r.offset for r in records if r.offset < ends[partition])
+        monitor.check(has_events=bool(polled))
+    consumer.unsubscribe()
+    return found
+
+
+def prepare_reading(consumer: Any, options: argparse.Namespace, starts: Offsets) -> Offsets:
     """Set where to start; return each partition's end for -e, where to stop."""
     partitions = partitions_of(consumer, options.topic)
     if not partitions:
         explain_missing_topic(options.topic, may_wait=not options.stop_at_end)
         return {}
-    ends: EndOffsets = {}
-    if options.stop_at_end or options.latest:
+    ends: Offsets = {}
+    if options.stop_at_end:
         ends = consumer.end_offsets(partitions)
-    if options.latest and not options.group:
-        seek_to_ends(consumer, ends)
-    elif not options.group:
+    if options.group:
+        return ends
+    if starts:
+        seek(consumer, starts)
+    else:
         request_positions(consumer)
     return ends
 
@@ -201,33 +312,33 @@ def request_positions(consumer: Any) -> None:
         consumer.position(partition, POLL_TIMEOUT_MS)
 
 
-def seek_to_ends(consumer: Any, ends: EndOffsets) -> None:
-    """Start at the ends; partitions added later are read from their first event."""
+def seek(consumer: Any, starts: Offsets) -> None:
+    """Start at these offsets; partitions added later are read from their first event."""
     while not consumer.assignment():
         consumer.poll(100)
-    for partition, offset in ends.items():
+    for partition, offset in starts.items():
         consumer.seek(partition, offset)
 
 
-def commit_ends(consumer: Any, topic: str, group: str) -> None:
-    """Commit the end offsets for a group that has no committed offsets yet.
+def commit_starts(consumer: Any, starts: Offsets, options: argparse.Namespace) -> None:
+    """Commit where to start for a group that has no committed offsets yet.
 
     auto_offset_reset will not do: it would lose events that arrive before the first commit.
     """
-    ends = consumer.end_offsets(partitions_of(consumer, topic))
     new = {
-        partition: end
-        for partition, end in ends.items()
-        if end and consumer.committed(partition, timeout_ms=RESPONSE_TIMEOUT_MS) is None
+        partition: start
+        for partition, start in starts.items()
+        if start and consumer.committed(partition, timeout_ms=RESPONSE_TIMEOUT_MS) is None
     }
     if new and not commit(consumer, new):
+        flag = "--latest" if options.latest else "--last" if options.last else "--since"
         fail(
-            f"cannot apply --latest to group {group}: it has active members. "
-            "Stop them or omit --latest."
+            f"cannot apply {flag} to group {options.group}: it has active members. "
+            f"Stop them or omit {flag}."
         )
 
 
-def pause_finished(consumer: Any, ends: EndOffsets) -> bool:
+def pause_finished(consumer: Any, ends: Offsets) -> bool:
     """Pause each assigned partition that is at its end; return whether all are.
 
     By position, because offsets have gaps.
@@ -246,11 +357,11 @@ def pause_finished(consumer: Any, ends: EndOffsets) -> bool:
     return finished == wanted and knows_partitions
 
 
-def end_of(record: Any, ends: EndOffsets) -> int:
+def end_of(record: Any, ends: Offsets) -> int:
     return ends.get(partition_of(record), 0)
 
 
-def lower_ends(consumer: Any, ends: EndOffsets) -> None:
+def lower_ends(consumer: Any, ends: Offsets) -> None:
     """Lower ends that have moved back because the topic was deleted and recreated."""
     with suppress(errors.KafkaError):
         for partition, end in consumer.end_offsets(list(ends), RESPONSE_TIMEOUT_MS).items():
@@ -259,9 +370,7 @@ def lower_ends(consumer: Any, ends: EndOffsets) -> None:
 
 def explain_missing_topic(topic: str, may_wait: bool) -> None:
     """Say that the script waits for the topic; raise if it is unreadable or must not wait."""
-    with connect(KafkaAdminClient, client_options(KafkaAdminClient)) as admin:
-        [found] = admin.describe_topics([topic])
-    error = errors.for_code(found["error_code"])
+    error = errors.for_code(describe_topic(topic)["error_code"])
     if error is errors.NoError:
         return
     if not (may_wait and issubclass(error, errors.RetriableError)):
@@ -270,27 +379,134 @@ def explain_missing_topic(topic: str, may_wait: bool) -> None:
         say(f"topic {topic} does not exist yet; waiting for it")
 
 
-class RebalanceMonitor:
-    """Detects a rebalance that never finishes.
+def check_right_to_read(topic: str) -> None:
+    """Raise TopicAuthorizationFailedError if the topic must not be read.
 
-    kafka-python 3.0.12 loses the last response of a rebalance (SyncGroup) if it arrives between
-    two polls; the consumer then waits for it forever.
+    Kafka itself refuses only a request for events, and without events there is none.
+    """
+    allowed = describe_topic(topic).get("authorized_operations")
+    if allowed and "READ" not in allowed:
+        raise errors.TopicAuthorizationFailedError({topic})
+
+
+def describe_topic(topic: str) -> dict[str, Any]:
+    with connect(KafkaAdminClient, client_options(KafkaAdminClient)) as admin:
+        [found] = admin.describe_topics([topic])
+    return found  # type: ignore[no-any-return]
+
+
+class Monitor(Protocol):
+    """Looks after one matter between two polls, of which the last one may have had events."""
+
+    def check(self, has_events: bool) -> None: ...
+
+
+class KafkaMonitor:
+    """Says that Kafka has gone away, and that it is back; a poll just returns nothing.
+
+    While there are no events, it asks Kafka for something now and then.
     """
 
-    def __init__(self) -> None:
-        self._last_stable_at = time.monotonic()
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._responded_at = time.monotonic()
+        self._next_check = self._responded_at + CHECK_SECONDS
+        self._is_away = False
 
-    def is_stuck(self, consumer: Any) -> bool:
+    def check(self, has_events: bool) -> None:
+        """If there are no events and it is time, check whether Kafka responds."""
+        if not has_events and time.monotonic() < self._next_check:
+            return
+        responds = has_events or self._responds()
         now = time.monotonic()
-        if "rebalancing" not in consumer.group_metadata().state:
-            self._last_stable_at = now
-        return now > self._last_stable_at + REBALANCE_SECONDS
+        self._next_check = now + CHECK_SECONDS
+        if responds:
+            self._note_response(now)
+        elif now > self._responded_at + AWAY_SECONDS and not self._is_away:
+            self._is_away = True
+            say(f"waiting for Kafka: {explain_message(client_log().reason).cause}")
+
+    def _responds(self) -> bool:
+        partitions = list(self._consumer.assignment())[:MAX_CHECKED_PARTITIONS]
+        if not partitions:
+            return not client_log().is_disconnected
+        try:
+            self._consumer.end_offsets(partitions, CHECK_TIMEOUT_MS)
+        except (*CONNECTION_ERRORS, errors.RetriableError):
+            return False
+        return True
+
+    def _note_response(self, now: float) -> None:
+        self._responded_at = now
+        client_log().clear_reason()
+        if self._is_away:
+            self._is_away = False
+            say("Kafka is back")
 
 
-def rejoin(consumer: Any, topic: str) -> None:
-    """Leave and rejoin the group; everything printed is already committed, or cannot be."""
-    consumer.unsubscribe()
-    subscribe(consumer, topic)
+class TopicMonitor:
+    """Explains why the topic is gone, if it is."""
+
+    def __init__(self, consumer: Any, options: argparse.Namespace) -> None:
+        self._consumer = consumer
+        self._topic, self._may_wait = options.topic, not options.stop_at_end
+        self._exists = options.stop_at_end or bool(consumer.subscription())
+
+    def check(self, has_events: bool) -> None:
+        existed, self._exists = self._exists, bool(self._consumer.subscription())
+        if existed and not self._exists:
+            explain_missing_topic(self._topic, self._may_wait)
+
+
+class AssignmentMonitor:
+    """Says when a member of a group is left with fewer partitions, or none, and when it gets more.
+
+    Its first partitions are not worth a message.
+    """
+
+    def __init__(self, consumer: Any, options: argparse.Namespace) -> None:
+        self._consumer = consumer
+        self._topic, self._group = options.topic, options.group
+        self._assigned = -1  # the number of partitions; -1: unknown
+
+    def check(self, has_events: bool) -> None:
+        is_stable = "stable" in self._consumer.group_metadata().state
+        if not is_stable or not self._consumer.subscription():
+            return
+        assigned = len(self._consumer.assignment())
+        previous, self._assigned = self._assigned, assigned
+        if assigned == previous or (previous < 0 and assigned):
+            return
+        total = len(partitions_of(self._consumer, self._topic))
+        if assigned:
+            say(f"this member of group {self._group} now reads {assigned} of {total} partitions")
+        else:
+            say(
+                f"no partition for this member: group {self._group} has more members than "
+                f"topic {self._topic} has partitions ({total}); waiting for one"
+            )
+
+
+class RebalanceMonitor:
+    """Rejoins the group if a rebalance never finishes.
+
+    kafka-python 3.0.12 loses the last response of a rebalance (SyncGroup) if it arrives between
+    two polls; the consumer then waits for it forever. To leave and rejoin is safe: everything
+    printed is already committed, or cannot be.
+    """
+
+    def __init__(self, consumer: Any, options: argparse.Namespace) -> None:
+        self._consumer, self._topic = consumer, options.topic
+        self._stable_at = time.monotonic()
+
+    def check(self, has_events: bool) -> None:
+        now = time.monotonic()
+        if "rebalancing" not in self._consumer.group_metadata().state:
+            self._stable_at = now
+        if now > self._stable_at + REBALANCE_SECONDS:
+            self._consumer.unsubscribe()
+            subscribe(self._consumer, self._topic)
+            self._stable_at = now
 
 
 class ExpiredEventsHandler(logging.Handler):
@@ -309,7 +525,7 @@ def warn_about_expired_events() -> None:
     logger.setLevel(logging.INFO)
 
 
-def commit(consumer: Any, offsets: EndOffsets) -> bool:
+def commit(consumer: Any, offsets: Offsets) -> bool:
     """Commit the group's position; if that fails, printed events will be printed again."""
     wanted = {partition: OffsetAndMetadata(offset) for partition, offset in offsets.items()}
     try:
@@ -317,6 +533,27 @@ def commit(consumer: Any, offsets: EndOffsets) -> bool:
     except (errors.CommitFailedError, errors.RetriableError):
         return False
     return True
+
+
+def explain_reading(consumer: Any, error: Exception) -> str:
+    """Explain why events cannot be read; name the place of one that cannot be decoded."""
+    codec = re.search(r"Libraries for (\w+) compression", str(error))
+    if isinstance(error, errors.UnsupportedCodecError) and codec:
+        return f"the event{place_of_next(consumer)} is compressed with {codec[1]}, but " + (
+            advise_package(codec[1])
+        )
+    if isinstance(error, errors.CorruptRecordError):
+        words = "its checksum is wrong" if "crc check" in str(error) else str(explain(error))
+        return f"the event{place_of_next(consumer)} is corrupt: {words}"
+    return str(explain(error))
+
+
+def place_of_next(consumer: Any) -> str:
+    """Return the place of the event to be read next; only the client's fetcher knows it."""
+    batches = getattr(consumer._fetcher, "_next_partition_records", None)
+    if not batches:
+        return ""
+    return f" at partition {batches.topic_partition.partition}, offset {batches.next_fetch_offset}"
 
 
 def partition_of(record: Any) -> TopicPartition:

@@ -2,6 +2,7 @@
 
 import base64
 import filecmp
+import itertools
 import json
 import os
 import select
@@ -11,11 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from broker import Broker
 
+import confluent_kafka
 import pytest
 from conftest import Read, Running, Scripts, most_memory, unread_pipe, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -284,6 +287,23 @@ def test_e_on_a_compacted_topic(
     assert done.stdout.count(b"\n") < rounds * 1000 - 1000
     state = dict(line.split(b":") for line in done.stdout.splitlines())
     assert state == {b"%d" % key: b"%d" % max(range(key, 1000, 7)) for key in range(7)}
+    for count in (5, 100_000):  # events, not offsets
+        last = scripts.run("consumer", "-t", topic, "--last", count, "-e", "--json")
+        assert places(last.stdout) == last_places(read(topic), count)
+
+
+def places(output: bytes) -> list[tuple[int, int]]:
+    """The sorted partitions and offsets in lines of JSON."""
+    events = [json.loads(line) for line in output.splitlines()]
+    return sorted((event["partition"], event["offset"]) for event in events)
+
+
+def last_places(records: list[Any], count: int) -> list[tuple[int, int]]:
+    """The partition and offset of the last `count` records of each partition."""
+    groups = itertools.groupby(records, key=lambda record: record.partition)
+    return [
+        (partition, record.offset) for partition, group in groups for record in [*group][-count:]
+    ]
 
 
 def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: object) -> None:
@@ -312,6 +332,128 @@ def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: obj
         "consumer", "-t", topic, "-e", env={"KAFKA_ISOLATION_LEVEL": "read_uncommitted"}
     )
     assert every.stdout == lines(range(60))
+    for count in (5, 15, 30, 31):
+        last = scripts.run("consumer", "-t", topic, "--last", count, "-e")
+        assert last.stdout.splitlines() == expected.splitlines()[-count:]
+
+
+def test_last_starts_so_many_events_before_the_end_of_each_partition(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    admin.create_topics({topic: {"num_partitions": 4}})  # partition 3 stays empty
+    for partition in range(3):
+        publish(producer, topic, range(partition * 10, partition * 10 + 10), partition=partition)
+    last = [8, 9, 18, 19, 28, 29]
+    consumer = scripts.start("consumer", "-t", topic, "--last", 2, "-n", 7)
+    consumer.wait_for(lambda it: it.out.count(b"\n") == 6)
+    publish(producer, topic, range(30, 31), partition=3)
+    done = consumer.end()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted(map(int, done.stdout.split())) == [*last, 30]
+    for expected in ([*last, 30], []):  # a group that has a place goes on there
+        done = scripts.run("consumer", "-t", topic, "--last", 2, "-e", "-g", topic)
+        assert (done.returncode, sorted(map(int, done.stdout.split()))) == (0, expected)
+
+
+HOUR = 3_600_000  # in milliseconds
+
+
+@pytest.fixture
+def aged(topic: str, admin: KafkaAdminClient, producer: KafkaProducer) -> int:
+    """Events of 9 to 0 hours before the time returned, by turns in two of three partitions."""
+    now = int(time.time() * 1000)
+    admin.create_topics({topic: {"num_partitions": 3}})
+    for age in range(9, -1, -1):
+        producer.send(topic, b"%d" % age, partition=age % 2, timestamp_ms=now - age * HOUR)
+    producer.flush()
+    return now
+
+
+def test_since_starts_at_a_time(scripts: Scripts, topic: str, aged: int) -> None:
+    def ages_since(moment: str, *arguments: object) -> list[int]:
+        env = {"TZ": "XYZ-3"}  # three hours before UTC
+        done = scripts.run("consumer", "-t", topic, "--since", moment, "-e", *arguments, env=env)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return sorted(map(int, done.stdout.split()))
+
+    then = datetime.fromtimestamp(aged / 1000 - 3 * 3600 - 1800, timezone.utc)
+    local = then + timedelta(hours=3)
+    assert ages_since("150m") == [0, 1, 2]
+    assert ages_since(f"{then:%Y-%m-%dT%H:%M:%S}Z") == [0, 1, 2, 3]
+    assert ages_since(f"{local:%Y-%m-%d %H:%M:%S}") == [0, 1, 2, 3]
+    assert ages_since(f"{local:%Y-%m-%dT%H:%M:%S}+03:00", "-g", topic) == [0, 1, 2, 3]
+    assert ages_since("3d", "-g", topic) == []  # a group that has a place goes on there
+    assert ages_since("1960-01-01") == list(range(10))
+    assert ages_since("9999-12-31") == []
+
+
+def test_since_a_time_after_the_last_event(
+    scripts: Scripts, topic: str, aged: int, producer: KafkaProducer
+) -> None:
+    consumer = scripts.start("consumer", "-t", topic, "--since", "2100-01-01", "-n", 1)
+    wait_until(consumer.takes_signals)
+    producer.send(topic, b"next", partition=2)
+    producer.flush()
+    done = consumer.end()
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"next\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("moment", "flags"),
+    [("soon", []), ("10w", []), ("-5m", []), ("2026-13-01", []), ("10m", ["--latest"])],
+)
+def test_a_wrong_start(lone_scripts: Scripts, moment: str, flags: list[str]) -> None:
+    done = lone_scripts.run("consumer", f"--since={moment}", *flags)
+    reason = f"--since: {moment!r} is not a time, such as 10m (ago), 2026-11-25 or "
+    reason += "2026-11-25T14:00:00Z"
+    if flags:
+        reason = "--latest: not allowed with argument --since"
+    assert done.returncode == 2
+    assert done.stderr.decode() == f"consumer.py: argument {reason}. See --help.\n"
+
+
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
+
+
+@pytest.fixture
+def compressed(kafka: Broker, topic: str) -> bytes:
+    """What a topic holds that librdkafka has written: plain events, then some in each codec."""
+    expected = b""
+    for codec in CODECS:
+        client = confluent_kafka.Producer(
+            {"bootstrap.servers": kafka.address, "compression.type": codec}
+        )
+        for number in range(3):
+            value = f"{codec} {number} {'x' * 3000}".encode()
+            client.produce(topic, value)
+            expected += value + b"\n"
+        assert client.flush(30) == 0
+    return expected
+
+
+def test_a_topic_in_every_codec(scripts: Scripts, topic: str, compressed: bytes) -> None:
+    done = scripts.run("consumer", "-t", topic, "-e")
+    assert (done.returncode, done.stdout, done.stderr) == (0, compressed, b"")
+
+
+@pytest.mark.parametrize(
+    ("codec", "package"), [("snappy", "python-snappy"), ("lz4", "lz4"), ("zstd", "zstandard")]
+)
+def test_a_codec_whose_package_is_missing(
+    scripts: Scripts, topic: str, compressed: bytes, tmp_path: Path, codec: str, package: str
+) -> None:
+    """What comes before it is printed."""
+    module = "zstandard" if codec == "zstd" else codec
+    (tmp_path / f"{module}.py").write_text("raise ImportError")
+    done = scripts.run("consumer", "-t", topic, "-e", env={"PYTHONPATH": str(tmp_path)})
+    readable = 3 * CODECS.index(codec)
+    assert (done.returncode, done.stdout.count(b"\n")) == (1, readable)
+    assert compressed.startswith(done.stdout)
+    assert done.stderr.decode() == (
+        f"consumer.py: cannot read topic {topic}: the event at partition 0, offset {readable} is "
+        f"compressed with {codec}, but the package {package} is not installed. "
+        "Run: pip install -r requirements.txt\n"
+    )
 
 
 def test_events_that_are_deleted_before_they_are_read(
@@ -368,10 +510,7 @@ def test_a_damaged_event(
         log.seek(-2, os.SEEK_END)
         log.write(b"?")
     done = scripts.run("consumer", "-t", topic)
-    reason = (
-        f"Record batch for partition TopicPartition(topic='{topic}', partition=0) at offset 0 "
-        "failed crc check"
-    )
+    reason = "the event at partition 0, offset 0 is corrupt: its checksum is wrong"
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == f"consumer.py: cannot read topic {topic}: {reason}\n"
 
@@ -498,6 +637,36 @@ def test_e_ends_for_a_member_without_partitions(
         printed.append(done.stdout)
     printed += [member.end(signal.SIGINT).stdout for member in members]
     assert sorted(printed) == [b"", b"", b"", lines(range(10))]
+
+
+def test_a_member_says_how_many_partitions_it_has(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    """If others take them away or give them back."""
+    env = {"KAFKA_HEARTBEAT_INTERVAL_MS": "100"}  # so they hear of each other soon
+    admin.create_topics({topic: {"num_partitions": 2}})
+    publish(producer, topic, range(1))
+
+    def message(number: int) -> bytes:
+        text = f"this member of group {topic} now reads {number} of 2 partitions"
+        return f"consumer.py: {text}\n".encode()
+
+    first = scripts.start("consumer", "-t", topic, "-g", topic, env=env)
+    first.wait_for(lambda it: it.out == b"0\n")
+    second = scripts.start("consumer", "-t", topic, "-g", topic, env=env)
+    first.wait_for(lambda it: it.err == message(1))
+    third = scripts.start("consumer", "-t", topic, "-g", topic, env=env)
+    none = (
+        f"consumer.py: no partition for this member: group {topic} has more members than "
+        f"topic {topic} has partitions (2); waiting for one\n"
+    ).encode()
+    wait_until(lambda: none in first.err + second.err + third.err)
+    [waiting] = [member for member in (first, second, third) if none in member.err]
+    for member in (first, second, third):
+        if member is not waiting:
+            assert member.end(signal.SIGTERM).returncode == 0
+    waiting.wait_for(lambda it: it.err.endswith(message(2)))
+    assert waiting.end(signal.SIGTERM).returncode == 0
 
 
 def test_a_group_goes_on_where_it_stopped(

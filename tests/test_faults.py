@@ -120,6 +120,39 @@ def test_the_consumer_ends_while_the_broker_is_gone(
     assert done.stdout.count(b"\n") == 10
 
 
+@pytest.mark.parametrize("fault", ["killed", "stalled"])
+def test_the_consumer_says_that_kafka_is_away_and_that_it_is_back(
+    scripts: Scripts, topic: str, mortal: Broker, fault: str
+) -> None:
+    """Each consumer once: of a topic, in a group, and one that waits for its topic."""
+    assert scripts.run("producer", "-t", topic, input=b"before\n").returncode == 0
+    watchers = [scripts.start("consumer", "-t", topic, *group) for group in ([], ["-g", topic])]
+    for watcher in watchers:
+        watcher.wait_for(lambda it: it.out == b"before\n")
+    waiting = scripts.start("consumer", "-t", f"{topic}-2")
+    waiting.wait_for(lambda it: it.err.endswith(b"waiting for it\n"))
+    if fault == "killed":
+        mortal.kill()
+        watchers.append(waiting)
+    else:
+        mortal.server.process.send_signal(signal.SIGSTOP)
+    cause = {"killed": "connection refused", "stalled": "no response"}[fault]
+    for watcher in watchers:
+        message = f"consumer.py: waiting for Kafka: {cause}\n".encode()
+        watcher.wait_for(lambda it, message=message: it.err.endswith(message))  # type: ignore[misc]
+    if fault == "killed":
+        mortal.start()
+    else:
+        mortal.server.process.send_signal(signal.SIGCONT)
+    for watcher in watchers:
+        watcher.wait_for(lambda it: it.err.endswith(b"consumer.py: Kafka is back\n"))
+    assert scripts.run("producer", "-t", topic, input=b"after\n").returncode == 0
+    for watcher in watchers[:2]:
+        watcher.wait_for(lambda it: it.out == b"before\nafter\n")
+        done = watcher.end(signal.SIGTERM)
+        assert (done.returncode, done.stderr.count(b"\n")) == (0, 2)
+
+
 def has_listened(running: Running) -> bool:
     """Whether it takes signals, or has done so and come to its end."""
     return running.takes_signals() or running.process.poll() == 0
