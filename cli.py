@@ -171,7 +171,6 @@ topic_type = pattern_type(
 )
 count_type = pattern_type(r"0*[1-9]\d{0,8}", "a whole number from 1 to 999999999", int)
 seconds_type = pattern_type(r"\d{1,9}(\.\d*)?", "a number of seconds, such as 1 or 0.5", float)
-separator_type = pattern_type(r".+", "a separator", os.fsencode)
 name_value_type = pattern_type(
     r"[^=]+=.+", "in the form NAME=VALUE", lambda text: tuple(text.split("=", 1))
 )
@@ -214,6 +213,23 @@ def time_type(text: str) -> int:
             f"{text!r} is not a time, such as 10m (ago), 2026-11-25 or 2026-11-25T14:00:00Z"
         ) from None
     return max(int(seconds * 1000), 0)
+
+ESCAPES = {b"t": b"\t", b"n": b"\n", b"0": b"\0", b"\\": b"\\"}
+
+
+def separator_type(text: str) -> bytes:
+    r"""Convert SEP to bytes; the escapes \t, \n, \0, \xHH and \\ are what they say.
+
+    Any other backslash stands for itself.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a separator")
+    return re.sub(rb"\\([tn0\\]|x[0-9A-Fa-f]{2})", _unescape, os.fsencode(text))
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    code = match[1]
+    return bytes.fromhex(code[1:].decode()) if code[:1] == b"x" else ESCAPES[code]
 
 
 class Parser(argparse.ArgumentParser):

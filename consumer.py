@@ -122,7 +122,8 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         dest="separator",
         metavar="SEP",
         type=separator_type,
-        help="print each event as key, SEP, value",
+        help="print each event as key, SEP, value; "
+        r"SEP can contain the escapes \t, \n, \0, \xHH and \\",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per event")
     return parser.parse_args(argv)

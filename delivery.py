@@ -200,7 +200,8 @@ class Job(NamedTuple):
     details: Callable[[], str] = str  # what the source adds to messages; str() is empty
     say_skipped: Callable[[str], None] = say  # reports an event that is too large
     at_stop: Callable[[], object] = str  # called if the source does not come to its end
-    total_bytes: int = 0  # if known
+    separator_size: int = 0  # in bytes, between key and value in the source; 0: it has no keys
+    total_bytes: int = 0  # of the source, if known
     is_endless: bool = False  # whether it normally runs until a signal stops it
 
 
@@ -228,11 +229,17 @@ class Delivery:
         self._in_flight_bytes = 0
         self._last_progress_at = 0.0  # when an event was settled last, or the first one sent
         self.events_read = 0
-        self.bytes_read = 0
+        self._keys_read = 0
+        self._line_bytes = 0  # in the source: of keys, values and newlines
         self.acknowledged = 0
         self.failed = 0
         self._first_failure = (sys.maxsize, "")  # its number, and what happened
         self._has_ended = False  # by a failed delivery
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the source, in bytes, has been handed over."""
+        return self._line_bytes + self._keys_read * self._job.separator_size
 
     @property
     def _is_full(self) -> bool:
@@ -244,7 +251,9 @@ class Delivery:
             self._wait()
         size = len(event.key or b"") + len(event.value or b"")
         self.events_read += 1
-        self.bytes_read += size + 1  # with the newline
+        self._line_bytes += size + 1  # with the newline
+        if event.key is not None:
+            self._keys_read += 1
         if self._has_ended or self._stop.is_overdue:
             self._record_failure(self.events_read, size, NOT_SENT)
             return
@@ -330,6 +339,8 @@ class Delivery:
     def summary(self) -> str:
         published = pluralize(self.acknowledged, self._job.unit)
         summary = f"published {published} to {self._topic}{self._job.details()}"
+        if self._job.separator_size and self.events_read and not self._keys_read:
+            summary += " (separator not found in any line, so no event has a key)"
         if self.failed:
             summary += f", {self.failed} failed: {self._first_failure[1]}"
         return summary

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         source = sample_events(options.interval, stop)
     job = Job(
         take(source, options.count),
+        separator_size=len(options.separator or b""),
         total_bytes=sum(os.path.getsize(path) for path in paths if os.path.isfile(path)),
         is_endless=not paths and not options.count,
     )
@@ -76,7 +77,8 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         dest="separator",
         metavar="SEP",
         type=separator_type,
-        help="split each line into key and value at the first SEP",
+        help="split each line into key and value at the first SEP, "
+        r"which can contain the escapes \t, \n, \0, \xHH and \\",
     )
     parser.add_argument(
         "-Z",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from broker import Broker
-from cli import pluralize
+from cli import pluralize, separator_type
 from delivery import Batch, Event, LineSplitter, OversizedLine, take
 from producer import BLOCK_BYTES
 
@@ -59,12 +59,13 @@ TOO_LATE = "not acknowledged within KAFKA_DELIVERY_TIMEOUT_MS"
 NO_ANSWER = (
     "not acknowledged in time: no response. Is it running there? Check KAFKA_BOOTSTRAP_SERVERS."
 )
+NO_SEPARATOR = " (separator not found in any line, so no event has a key)"
 NO_KEY = "a compacted topic accepts only events with a key. Use -K."
 
 
-def published(topic: str, count: int) -> str:
+def published(topic: str, count: int, note: str = "") -> str:
     """The summary of a run in which no event failed."""
-    return f"producer.py: published {pluralize(count, 'event')} to {topic}\n"
+    return f"producer.py: published {pluralize(count, 'event')} to {topic}{note}\n"
 
 
 def partitions(admin: KafkaAdminClient, topic: str) -> int:
@@ -433,6 +434,32 @@ def test_keys_and_tombstones(scripts: Scripts, topic: str, read: Read) -> None:
     ]
 
 
+def test_escapes_in_the_separator(scripts: Scripts, topic: str, read: Read) -> None:
+    """Also beside bytes that are not UTF-8; both scripts know them."""
+    separator = os.fsdecode(b"\\t\xff")
+    lines = b"a\t\xff1\nb\t2\nc\\t\xff3\n"
+    done = scripts.run("producer", "-t", topic, "-K", separator, input=lines)
+    assert (done.returncode, done.stderr.decode()) == (0, published(topic, 3))
+    assert [(record.key, record.value) for record in read(topic)] == [
+        (b"a", b"1"),
+        (None, b"b\t2"),
+        (None, b"c\\t\xff3"),
+    ]
+    done = scripts.run("consumer", "-t", topic, "-e", "-n", 1, "-K", r"\0\xfE\n\\x\xg")
+    assert done.stdout == b"a\0\xfe\n\\x\\xg1\n"
+
+
+@pytest.mark.parametrize(("lines", "note"), [(b"a:1\n", True), (b"", False)])
+def test_it_is_said_that_no_line_had_the_separator(
+    scripts: Scripts, topic: str, lines: bytes, note: bool
+) -> None:
+    """Where there was a line."""
+    done = scripts.run("producer", "-t", topic, "-K", r"\t", input=lines)
+    count = lines.count(b"\n")
+    assert done.returncode == 0
+    assert done.stderr.decode() == published(topic, count, note=NO_SEPARATOR if note else "")
+
+
 def test_without_z_an_empty_value_stays_empty(scripts: Scripts, topic: str, read: Read) -> None:
     scripts.run("producer", "-t", topic, "-K", ":", input=b"a:\n")
     assert [(record.key, record.value) for record in read(topic)] == [(b"a", b"")]
@@ -660,9 +687,10 @@ def test_a_compacted_topic_wants_keys(
         env={"KAFKA_LINGER_MS": "2000"},
     )
     assert done.returncode == 1
+    note = "" if b":" in lines else NO_SEPARATOR
     count, size = lines.count(b"\n"), len(lines.split(b"\n")[0].replace(b":", b""))
     assert done.stderr.decode() == (
-        f"producer.py: published 0 events to {topic}, {count} failed: "
+        f"producer.py: published 0 events to {topic}{note}, {count} failed: "
         f"event 1 ({size} bytes): {NO_KEY}\n"
     )
     assert read(topic) == []
@@ -881,6 +909,22 @@ def test_on_a_terminal_it_shows_how_much_of_the_file_is_read(
 
 
 # ------------------------------------------------------------------ the pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "separator"),
+    [
+        ("\\", b"\\"),
+        (r"\\", b"\\"),
+        (r"\\t", rb"\t"),
+        (r"\t\n\0\xfF\x", b"\t\n\0\xff\\x"),
+        (r"\d\x4\xg0\T", rb"\d\x4\xg0\T"),
+        (r"\012", b"\x0012"),
+        ("é🎉", "é🎉".encode()),
+    ],
+)
+def test_escapes(text: str, separator: bytes) -> None:
+    assert separator_type(text) == separator
 
 
 def random_blocks(chance: random.Random, parts: list[bytes]) -> list[bytes]:
