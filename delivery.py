@@ -29,6 +29,7 @@ from kafka import KafkaAdminClient, KafkaProducer, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.future import Future
 from kafka.partitioner import StickyPartitioner
+from kafka.record.default_records import DefaultRecordBatchBuilder
 
 # Limits on what is in flight; kafka-python itself has none
 MAX_IN_FLIGHT = 16_000
@@ -37,6 +38,7 @@ MAX_IN_FLIGHT_BYTES = 16 << 20
 # producer delivers nothing more
 MAX_BATCH_BYTES = 900_000
 DEFAULT_MAX_EVENT_BYTES = 1 << 20  # kafka-python's
+MAX_OVERHEAD = 100  # more bytes than a batch of one event has besides its key and value
 TICK = 0.2  # seconds between checks for changes
 QUIET = 0.5  # a source still silent so many seconds after a stop request is blocked in a read
 # The length of a second in progress messages and in X's rules; shorter in tests
@@ -218,12 +220,14 @@ class Delivery:
 
     `timeout` is how many seconds Kafka may take to acknowledge an event. The first failed delivery
     ends the run: to keep the order, the events after it are not sent but counted as failed. An
-    oversized event is only skipped.
+    event whose batch would be larger than `max_bytes` is only skipped.
     """
 
-    def __init__(self, producer: Any, topic: str, job: Job, timeout: float, stop: Stop) -> None:
+    def __init__(
+        self, producer: Any, topic: str, job: Job, max_bytes: int, timeout: float, stop: Stop
+    ) -> None:
         self._producer, self._topic, self._job = producer, topic, job
-        self._timeout, self._stop = timeout, stop
+        self._max_bytes, self._timeout, self._stop = max_bytes, timeout, stop
         self._progress = Progress(job)
         self._in_flight: deque[Sent] = deque()  # oldest first
         self._in_flight_bytes = 0
@@ -256,32 +260,33 @@ class Delivery:
             self._keys_read += 1
         if self._has_ended or self._stop.is_overdue:
             self._record_failure(self.events_read, size, NOT_SENT)
-            return
-        try:
-            future = self._hand_over(event)
-        except errors.MessageSizeTooLargeError:
+        elif size > self._max_bytes - MAX_OVERHEAD and self._is_too_large(event):
             failure = self._record_failure(self.events_read, size, TOO_LARGE)
             self._job.say_skipped(f"skipped {failure}")
-            return
+        else:
+            self._add(Sent(self.events_read, size, self._hand_over(event)))
+
+    def _is_too_large(self, event: Event) -> bool:
+        if isinstance(event.value, OversizedLine):
+            return True
+        return batch_size(event) > self._max_bytes
+
+    def _add(self, sent: Sent) -> None:
+        """Add an event to those in flight."""
         if not self._in_flight:
             self._last_progress_at = time.monotonic()
-        self._in_flight.append(Sent(self.events_read, size, future))
-        self._in_flight_bytes += size
+        self._in_flight.append(sent)
+        self._in_flight_bytes += sent.size
 
     def _hand_over(self, event: Event) -> Any:
         """Return the client's future for the event, or a failed one if the client rejects it.
 
-        Keeps trying while Kafka does not name the topic's partitions. Raises
-        MessageSizeTooLargeError for an event that is too large.
+        Keeps trying while Kafka does not name the topic's partitions.
         """
-        if isinstance(event.value, OversizedLine):
-            raise errors.MessageSizeTooLargeError
         deadline = 0.0
         while True:
             try:
                 return self._producer.send(self._topic, event.value, event.key)
-            except errors.MessageSizeTooLargeError:
-                raise
             except errors.KafkaTimeoutError as error:
                 deadline = deadline or time.monotonic() + self._timeout
                 if self._stop.requested or time.monotonic() > deadline:
@@ -344,6 +349,16 @@ class Delivery:
         if self.failed:
             summary += f", {self.failed} failed: {self._first_failure[1]}"
         return summary
+
+
+def batch_size(event: Event) -> int:
+    """Return the bytes of a batch with this event alone, uncompressed, as Kafka's limits mean it.
+
+    In a batch of one, the differences of time and offset to the first event are 0.
+    """
+    builder = DefaultRecordBatchBuilder
+    record_bytes: int = builder.size_in_bytes(0, 0, event.key, event.value, [])
+    return record_bytes + int(builder.header_size_in_bytes())
 
 
 def explain_failure(error: Exception | None) -> Explanation:
@@ -410,16 +425,19 @@ class Progress:
 def publish(job: Job, topic: str, max_bytes: int, stop: Stop, timeout: int = 120) -> int:
     """Deliver all of a job's events, report how many, and return the exit status.
 
-    `max_bytes` is the topic's maximum event size; `timeout` is how many seconds Kafka may take to
+    `max_bytes` is the topic's max.message.bytes; `timeout` is how many seconds Kafka may take to
     acknowledge an event.
     """
     options = producer_options(max_bytes, timeout)
+    max_batch_bytes = options["max_request_size"]
+    # The client's own check uses an upper bound, which would refuse an event that just fits
+    options["max_request_size"] += DefaultRecordBatchBuilder.MAX_RECORD_OVERHEAD
     producer = connect(Producer, options)
     with suppress(errors.KafkaError):  # now, not with the first event: Kafka may be down by then
         producer.partitions_for(topic)
     # The client itself gives up after delivery_timeout_ms; this is for what it loses track of
     timeout_seconds = options["delivery_timeout_ms"] / 1000 + Stop.GRACE
-    delivery = Delivery(producer, topic, job, timeout_seconds, stop)
+    delivery = Delivery(producer, topic, job, max_batch_bytes, timeout_seconds, stop)
     stop.handle_signals()
     reader = BackgroundReader(job.source, stop)
     try:
@@ -440,7 +458,7 @@ def publish(job: Job, topic: str, max_bytes: int, stop: Stop, timeout: int = 120
 
 
 def producer_options(max_bytes: int, timeout: int) -> dict[str, Any]:
-    """Return the producer's options for a maximum event size and a timeout in seconds."""
+    """Return the producer's options for a topic's max.message.bytes and a timeout in seconds."""
     options = client_options(
         KafkaProducer,
         partitioner=BatchStickyPartitioner(),
@@ -449,17 +467,17 @@ def producer_options(max_bytes: int, timeout: int) -> dict[str, Any]:
         delivery_timeout_ms=1000 * timeout,
         max_block_ms=500,  # how often to check for signals while Kafka names no partitions
     )
-    options["batch_size"] = min(options["batch_size"], MAX_BATCH_BYTES, max_bytes)
     options["max_request_size"] = min(
         options.get("max_request_size", DEFAULT_MAX_EVENT_BYTES), max_bytes
     )
+    options["batch_size"] = min(options["batch_size"], MAX_BATCH_BYTES, options["max_request_size"])
     max_request_timeout = options["delivery_timeout_ms"] - options["linger_ms"]
     options.setdefault("request_timeout_ms", min(30_000, max_request_timeout))
     return options
 
 
 def ensure_topic(topic: str, partitions: int | None, configs: dict[str, str]) -> int:
-    """Create the topic unless it exists; return its maximum event size in bytes.
+    """Create the topic unless it exists; return its max.message.bytes.
 
     Exit if the topic does not exist and cannot be created.
     """

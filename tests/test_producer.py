@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -35,7 +35,7 @@ from conftest import (
     values,
     wait_until,
 )
-from kafka import KafkaAdminClient, errors
+from kafka import KafkaAdminClient, KafkaProducer, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
 ODD = [
@@ -540,6 +540,70 @@ def test_a_too_large_event_is_named_and_the_rest_published(
         f"event 2 ({size} bytes): {TOO_LARGE}",
     ]
     assert values(read(topic)) == [b"before", b"after", b"end"]
+
+
+class Limit(NamedTuple):
+    """A case in which the largest value that fits into 4000 bytes has `size` bytes."""
+
+    size: int
+    arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = {}
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    topic_bytes: int = 4000
+
+
+# A batch's head has 61 bytes; a record 2 + 1 for its length and attributes, 1 + 1 for time and
+# offset, 1 for the key's length, 2 for the value's, 1 for the number of headers
+LIMITS = {
+    "value": Limit(3930),
+    "key": Limit(3927, ("-K", ":"), key=b"key"),
+    "compressed": Limit(3927, ("-K", ":"), {"KAFKA_COMPRESSION_TYPE": "gzip"}, key=b"key"),
+    "the client's limit": Limit(3930, (), {"KAFKA_MAX_REQUEST_SIZE": "4000"}, topic_bytes=9000),
+}
+
+
+def is_accepted(address: str, topic: str, limit: Limit, size: int) -> bool:
+    """Whether Kafka takes a value of that size, when it is asked by kafka-python alone."""
+    client = KafkaProducer(
+        bootstrap_servers=address, max_request_size=1 << 20, enable_idempotence=False
+    )
+    try:
+        client.send(topic, b"x" * size, limit.key, list(limit.headers)).get(10)
+    except errors.MessageSizeTooLargeError:
+        return False
+    finally:
+        client.close()
+    return True
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_the_largest_event_fits_to_the_byte(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, kafka: Broker, read: Read, case: str
+) -> None:
+    """Between small ones, which may share batches with each other but not with it."""
+    limit = LIMITS[case]
+    for name, size in ((topic, limit.topic_bytes), (f"{topic}-alone", 4000)):
+        admin.create_topics({name: {"configs": {"max.message.bytes": str(size)}}})
+    accepted = [
+        is_accepted(kafka.address, f"{topic}-alone", limit, limit.size + more) for more in (0, 1)
+    ]
+    assert accepted == [True, False]
+    sizes = [1, limit.size, 2, limit.size + 1, 3, limit.size - 1, *range(4, 200), limit.size]
+    start = b"" if limit.key is None else limit.key + b":"
+    lines = [start + b"x" * size for size in sizes]
+    done = scripts.run(
+        "producer", "-t", topic, *limit.arguments, input=b"\n".join(lines), env=limit.env
+    )
+    size = limit.size + 1 + len(limit.key or b"")
+    size += sum(len(name) + len(value) for name, value in limit.headers)
+    failure = f"event 4 ({size} bytes): {TOO_LARGE}"
+    assert done.stderr.decode().splitlines() == [
+        f"producer.py: skipped {failure}",
+        f"producer.py: published {len(lines) - 1} events to {topic}, 1 failed: {failure}",
+    ]
+    assert done.returncode == 1
+    assert [len(value or b"") for value in values(read(topic))] == sizes[:3] + sizes[4:]
 
 
 def test_too_large_events_do_not_harm_their_neighbours(
