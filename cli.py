@@ -232,6 +232,17 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     return bytes.fromhex(code[1:].decode()) if code[:1] == b"x" else ESCAPES[code]
 
 
+def header_type(text: str) -> tuple[str, bytes]:
+    """Split NAME=VALUE at the first =; NAME is text, VALUE any bytes, also none."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not in the form NAME=VALUE")
+    try:
+        return os.fsencode(name).decode("utf-8"), os.fsencode(value)
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"the name in {text!r} is not UTF-8") from None
+
+
 class Parser(argparse.ArgumentParser):
     """The flags common to all scripts; a usage error prints one line and exits with status 2."""
 

@@ -38,7 +38,7 @@ MAX_IN_FLIGHT_BYTES = 16 << 20
 # producer delivers nothing more
 MAX_BATCH_BYTES = 900_000
 DEFAULT_MAX_EVENT_BYTES = 1 << 20  # kafka-python's
-MAX_OVERHEAD = 100  # more bytes than a batch of one event has besides its key and value
+MAX_OVERHEAD = 100  # more bytes than a batch of one event has besides its key, value and headers
 TICK = 0.2  # seconds between checks for changes
 QUIET = 0.5  # a source still silent so many seconds after a stop request is blocked in a read
 # The length of a second in progress messages and in X's rules; shorter in tests
@@ -59,6 +59,7 @@ class OversizedLine:
 
 
 Line = bytes | OversizedLine
+Header = tuple[str, bytes]
 
 
 class Event(NamedTuple):
@@ -198,6 +199,7 @@ class Job(NamedTuple):
     """What to publish, and how messages describe it."""
 
     source: Source
+    headers: tuple[Header, ...] = ()  # of every event
     unit: str = "event"  # what messages call an event
     details: Callable[[], str] = str  # what the source adds to messages; str() is empty
     say_skipped: Callable[[str], None] = say  # reports an event that is too large
@@ -228,6 +230,10 @@ class Delivery:
     ) -> None:
         self._producer, self._topic, self._job = producer, topic, job
         self._max_bytes, self._timeout, self._stop = max_bytes, timeout, stop
+        self._headers = list(job.headers)  # kafka-python insists on a list
+        self._header_bytes = sum(len(name.encode()) + len(value) for name, value in job.headers)
+        # A key and value of up to so many bytes fit, whatever the rest of their batch takes
+        self._surely_fits = max_bytes - MAX_OVERHEAD - batch_size(Event(None, b""), self._headers)
         self._progress = Progress(job)
         self._in_flight: deque[Sent] = deque()  # oldest first
         self._in_flight_bytes = 0
@@ -253,14 +259,15 @@ class Delivery:
         """Hand an event to the client, waiting first if too much is in flight."""
         while self._is_full and not self._stop.is_overdue:
             self._wait()
-        size = len(event.key or b"") + len(event.value or b"")
+        line_size = len(event.key or b"") + len(event.value or b"")
+        size = line_size + self._header_bytes
         self.events_read += 1
-        self._line_bytes += size + 1  # with the newline
+        self._line_bytes += line_size + 1  # with the newline
         if event.key is not None:
             self._keys_read += 1
         if self._has_ended or self._stop.is_overdue:
             self._record_failure(self.events_read, size, NOT_SENT)
-        elif size > self._max_bytes - MAX_OVERHEAD and self._is_too_large(event):
+        elif line_size > self._surely_fits and self._is_too_large(event):
             failure = self._record_failure(self.events_read, size, TOO_LARGE)
             self._job.say_skipped(f"skipped {failure}")
         else:
@@ -269,7 +276,7 @@ class Delivery:
     def _is_too_large(self, event: Event) -> bool:
         if isinstance(event.value, OversizedLine):
             return True
-        return batch_size(event) > self._max_bytes
+        return batch_size(event, self._headers) > self._max_bytes
 
     def _add(self, sent: Sent) -> None:
         """Add an event to those in flight."""
@@ -286,7 +293,7 @@ class Delivery:
         deadline = 0.0
         while True:
             try:
-                return self._producer.send(self._topic, event.value, event.key)
+                return self._producer.send(self._topic, event.value, event.key, self._headers)
             except errors.KafkaTimeoutError as error:
                 deadline = deadline or time.monotonic() + self._timeout
                 if self._stop.requested or time.monotonic() > deadline:
@@ -351,13 +358,13 @@ class Delivery:
         return summary
 
 
-def batch_size(event: Event) -> int:
+def batch_size(event: Event, headers: list[Header]) -> int:
     """Return the bytes of a batch with this event alone, uncompressed, as Kafka's limits mean it.
 
     In a batch of one, the differences of time and offset to the first event are 0.
     """
     builder = DefaultRecordBatchBuilder
-    record_bytes: int = builder.size_in_bytes(0, 0, event.key, event.value, [])
+    record_bytes: int = builder.size_in_bytes(0, 0, event.key, event.value, headers)
     return record_bytes + int(builder.header_size_in_bytes())
 
 

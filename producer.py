@@ -29,7 +29,17 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from cli import Parser, Stop, count_type, name_value_type, say, seconds_type, separator_type, start
+from cli import (
+    Parser,
+    Stop,
+    count_type,
+    header_type,
+    name_value_type,
+    say,
+    seconds_type,
+    separator_type,
+    start,
+)
 
 if __name__ == "__main__":
     start()
@@ -55,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         source = sample_events(options.interval, stop)
     job = Job(
         take(source, options.count),
+        headers=tuple(options.headers),
         separator_size=len(options.separator or b""),
         total_bytes=sum(os.path.getsize(path) for path in paths if os.path.isfile(path)),
         is_endless=not paths and not options.count,
@@ -85,6 +96,15 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         dest="tombstones",
         action="store_true",
         help="with -K, send an empty value as null (a tombstone)",
+    )
+    parser.add_argument(
+        "-H",
+        dest="headers",
+        metavar="NAME=VALUE",
+        type=header_type,
+        action="append",
+        default=[],
+        help="add a header to every event; can be repeated",
     )
     parser.add_argument(
         "--partitions",

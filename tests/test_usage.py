@@ -60,6 +60,12 @@ def redefine(scripts: Scripts, script: str, code: str) -> None:
         (["consumer", "-t", ""], f"argument -t: '' {TOPIC}"),
         (["consumer", "-t", ".."], f"argument -t: '..' {TOPIC}"),
         (["consumer", "-t", "x" * 250], f"argument -t: '{'x' * 250}' {TOPIC}"),
+        (["producer", "-H", "name"], f"argument -H: 'name' {PAIR}"),
+        (["producer", "-H", "=x"], f"argument -H: '=x' {PAIR}"),
+        (
+            ["producer", "-H", os.fsdecode(b"\xff=x")],
+            r"argument -H: the name in '\udcff=x' is not UTF-8",
+        ),
         (["consumer", "surplus"], "unrecognized arguments: surplus"),
         (["consumer", "--lat"], "unrecognized arguments: --lat"),
         (["twitter-stream", "--param", "lang"], f"argument --param: 'lang' {PAIR}"),
