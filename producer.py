@@ -19,6 +19,7 @@ exit status:
 """
 
 import argparse
+import errno
 import io
 import itertools
 import json
@@ -28,6 +29,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from cli import (
     Parser,
@@ -54,7 +56,9 @@ SAMPLE_BATCH_SIZE = 500  # events per batch with --interval 0
 def main(argv: list[str] | None = None) -> int:
     options = parse_flags(argv)
     apply_common_flags(options)
-    paths = options.files or default_files()
+    paths = readable_files(options.files)
+    if options.files and not paths:
+        return 2
     stop = Stop()
     unreadable: list[str] = []
     max_bytes = ensure_topic(options.topic, options.partitions, dict(options.topic_config))
@@ -67,11 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         take(source, options.count),
         headers=tuple(options.headers),
         separator_size=len(options.separator or b""),
-        total_bytes=sum(os.path.getsize(path) for path in paths if os.path.isfile(path)),
+        total_bytes=total_size(paths),
         is_endless=not paths and not options.count,
     )
     status = publish(job, options.topic, max_bytes, stop)
-    return status or (2 if unreadable else 0)
+    is_any_unreadable = unreadable or len(paths) < len(options.files)
+    return status or (2 if is_any_unreadable else 0)
 
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
@@ -126,7 +131,20 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         nargs="*",
         help="file to publish line by line; - means standard input",
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.files = options.files or default_files()
+    check_flags(parser, options)
+    return options
+
+
+def check_flags(parser: Parser, options: argparse.Namespace) -> None:
+    """Exit if flags cannot do what they are for."""
+    if options.tombstones and options.separator is None:
+        parser.error("-Z needs -K")
+    if options.separator is not None and not options.files:
+        parser.error("-K needs lines to split: name a FILE, or pipe them in")
+    if b"\n" in (options.separator or b""):
+        parser.error("argument -K: a line has no newline to split at")
 
 
 def default_files() -> list[str]:
@@ -137,6 +155,61 @@ def default_files() -> list[str]:
     if sys.stdin is None or stat.S_ISCHR(os.fstat(0).st_mode):
         return []
     return ["-"]
+
+
+def readable_files(paths: list[str]) -> list[str]:
+    """Return the files that can be read, as far as can be told; report the others."""
+    unreadable = set()
+    for path in dict.fromkeys(paths):
+        try:
+            check_input(path)
+        except OSError as error:
+            unreadable.add(path)
+            report_unreadable(path, error)
+    return [path for path in paths if path not in unreadable]
+
+
+def check_input(path: str) -> None:
+    """Raise OSError if a file, or standard input for -, cannot be read.
+
+    Only a regular file is opened for that: with a FIFO, opening would wait for a writer, and
+    closing would break its pipe.
+    """
+    if path == "-":
+        check_standard_input()
+        return
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):  # Windows would say that permission is denied
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if stat.S_ISREG(mode):
+        io.FileIO(path).close()
+    elif not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def check_standard_input() -> None:
+    """Raise OSError if standard input is closed, or open only for writing."""
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    os.read(0, 0)
+
+
+def report_unreadable(path: str, error: OSError) -> None:
+    reason = "not open for reading" if error.errno == errno.EBADF else error.strerror
+    say(f"cannot read {display_name(path)}: {reason}")
+
+
+def display_name(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def total_size(paths: list[str]) -> int:
+    """Return how many bytes the files hold, or 0 if that is unknown, as of a pipe."""
+    if not all(path != "-" and os.path.isfile(path) for path in paths):
+        return 0
+    with suppress(OSError):  # a file has just been removed
+        return sum(map(os.path.getsize, paths))
+    return 0
 
 
 def sample_events(interval: float, stop: Stop) -> Source:
@@ -186,8 +259,7 @@ def read_files(
                 yield from read_lines(file, max_bytes, stop)
         except OSError as error:
             unreadable.append(path)
-            name = "standard input" if path == "-" else path
-            say(f"cannot read {name}: {error.strerror}")
+            report_unreadable(path, error)
         if stop.requested:
             return
 

@@ -685,6 +685,54 @@ def test_an_endless_line_does_not_fill_memory(scripts: Scripts, topic: str, size
     assert memory < 120
 
 
+def drop_capabilities() -> None:
+    """Let root, too, be refused: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+def test_files_that_cannot_be_read_are_named_without_a_broker(
+    lone_scripts: Scripts, tmp_path: Path
+) -> None:
+    """Each once, and where no other is left, that is the end."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "forbidden").touch(0)
+    os.mkfifo(tmp_path / "fifo", 0)
+    reasons = {
+        "none": "No such file or directory",
+        "folder": "Is a directory",
+        "forbidden": "Permission denied",
+        "fifo": "Permission denied",
+        "forbidden/file": "Not a directory",
+    }
+    start = {"cwd": tmp_path, "env": {"KAFKA_BOOTSTRAP_SERVERS": "localhost:9"}}
+    with (tmp_path / "output").open("wb") as output:
+        options = {**start, "stdin": output, "preexec_fn": drop_capabilities}
+        done = lone_scripts.run("producer", *reasons, "none", "-", **options)
+    no_input = "producer.py: cannot read standard input: not open for reading"
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == [
+        *(f"producer.py: cannot read {name}: {reason}" for name, reason in reasons.items()),
+        no_input,
+    ]
+    done = lone_scripts.run("producer", "-", preexec_fn=lambda: os.close(0), **start)
+    assert (done.returncode, done.stderr.decode()) == (2, f"{no_input}\n")
+
+
+def test_a_fifo_is_opened_once(scripts: Scripts, topic: str, tmp_path: Path, read: Read) -> None:
+    """As are the pipes that a shell makes of <(…): what is in them could be lost."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    command = f"echo 1 > '{path}' & exec \"$@\" <(echo 2) '{path}' /dev/stdin"
+    options: dict[str, Any] = {"input": b"3\n"}
+    producer = scripts.call("producer", ("-t", topic), options)
+    done = subprocess.run(
+        ["/bin/bash", "-c", command, "bash", *producer], capture_output=True, timeout=60, **options
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, published(topic, 3))
+    assert values(read(topic)) == [b"2", b"1", b"3"]
+
+
 BAD_FILES = {  # what cannot be read: why
     "none": "No such file or directory",
     "folder": "Is a directory",
@@ -703,14 +751,10 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_published(
         (tmp_path / readable).write_bytes(b"after\n")
     (tmp_path / "forbidden").chmod(0)
     path = tmp_path / name
-    # Root, too, is to be refused: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    drop = {
-        "preexec_fn": lambda: [
-            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) for capability in (1, 2)
-        ]
-    }
     producer = scripts.start(
-        "producer", "-t", topic, "-", path, tmp_path / "good", stdin=subprocess.PIPE, **drop
+        *("producer", "-t", topic, "-", path, tmp_path / "good"),
+        stdin=subprocess.PIPE,
+        preexec_fn=drop_capabilities,
     )
     producer.send(b"before\n")
     assert scripts.run("consumer", "-t", topic, "-n", 1).stdout == b"before\n"
