@@ -122,27 +122,30 @@ def take(source: Source, count: int | None) -> Source:
             return
 
 
+class Stopped(Exception):
+    """Raised by a source that was asked to stop before it came to its end."""
+
+
 class BackgroundReader:
     """Runs a source in a thread; iterating yields its batches, or an empty one every TICK.
 
     The source checks `stop` itself, so whatever it has already read is still delivered; if it
     cannot check because it is blocked in a read, it is abandoned. Exceptions in the source, also
-    the SystemExit of a `fail`, are re-raised here.
+    the SystemExit of a `fail`, are re-raised here, except for Stopped.
     """
 
     def __init__(self, source: Source, stop: Stop) -> None:
         self._source, self._stop = source, stop
         self._batches: queue.Queue[Batch | BaseException | None] = queue.Queue(2)
-        self.is_exhausted = False  # whether the source finished on its own
+        self.is_exhausted = False  # whether the source came to its end
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         try:
             for batch in self._source:
                 self._batches.put(batch)
-            self.is_exhausted = not self._stop.requested
             self._batches.put(None)
-        except BaseException as error:  # re-raised in the main thread
+        except BaseException as error:  # handled in the main thread
             self._batches.put(error)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -153,9 +156,12 @@ class BackgroundReader:
                 if time.monotonic() > self._stop.requested_at + QUIET:
                     return
                 item = []
+            if isinstance(item, Stopped):
+                return
             if isinstance(item, BaseException):
                 raise item
             if item is None:
+                self.is_exhausted = True
                 return
             yield item
 
@@ -204,6 +210,7 @@ class Job(NamedTuple):
     details: Callable[[], str] = str  # what the source adds to messages; str() is empty
     say_skipped: Callable[[str], None] = say  # reports an event that is too large
     at_stop: Callable[[], object] = str  # called if the source does not come to its end
+    place: Callable[[int], str] | None = None  # where in the source an event is, by its number
     separator_size: int = 0  # in bytes, between key and value in the source; 0: it has no keys
     total_bytes: int = 0  # of the source, if known
     is_endless: bool = False  # whether it normally runs until a signal stops it
@@ -221,8 +228,9 @@ class Delivery:
     """Events in flight to a topic, and their outcome.
 
     `timeout` is how many seconds Kafka may take to acknowledge an event. The first failed delivery
-    ends the run: to keep the order, the events after it are not sent but counted as failed. An
-    event whose batch would be larger than `max_bytes` is only skipped.
+    ends the run: to keep the order, the events after it are not sent but counted as failed. (Those
+    already in flight by then may be in Kafka all the same.) An event whose batch would be larger
+    than `max_bytes` is only skipped.
     """
 
     def __init__(
@@ -244,6 +252,7 @@ class Delivery:
         self.acknowledged = 0
         self.failed = 0
         self._first_failure = (sys.maxsize, "")  # its number, and what happened
+        self._first_undelivered = sys.maxsize  # as a number, of the failed events not too large
         self._has_ended = False  # by a failed delivery
 
     @property
@@ -266,7 +275,7 @@ class Delivery:
         if event.key is not None:
             self._keys_read += 1
         if self._has_ended or self._stop.is_overdue:
-            self._record_failure(self.events_read, size, NOT_SENT)
+            self._record_undelivered(self.events_read, size, NOT_SENT)
         elif line_size > self._surely_fits and self._is_too_large(event):
             failure = self._record_failure(self.events_read, size, TOO_LARGE)
             self._job.say_skipped(f"skipped {failure}")
@@ -326,13 +335,18 @@ class Delivery:
         if sent.future.succeeded():
             self.acknowledged += 1
             return
-        self._record_failure(sent.number, sent.size, explain_failure(sent.future.exception))
+        self._record_undelivered(sent.number, sent.size, explain_failure(sent.future.exception))
         self._end()
 
     def _end(self) -> None:
         """End the run after a failed delivery."""
         self._has_ended = True
         self._stop.request()
+
+    def _record_undelivered(self, number: int, size: int, reason: Explanation) -> None:
+        """Count an event as failed that another run may deliver."""
+        self._first_undelivered = min(self._first_undelivered, number)
+        self._record_failure(number, size, reason)
 
     def _record_failure(self, number: int, size: int, reason: Explanation) -> str:
         """Count a failed event; return a description of which one failed and why."""
@@ -348,14 +362,24 @@ class Delivery:
         while self._in_flight:
             self._settle(self._in_flight.popleft())
 
-    def summary(self) -> str:
+    def summary(self, is_exhausted: bool) -> str:
+        """Say what was published and what was not; `is_exhausted`: the source came to its end."""
         published = pluralize(self.acknowledged, self._job.unit)
         summary = f"published {published} to {self._topic}{self._job.details()}"
         if self._job.separator_size and self.events_read and not self._keys_read:
             summary += " (separator not found in any line, so no event has a key)"
+        next_number = self._first_missing(is_exhausted)
+        if next_number and self._job.place:
+            summary += f", stopped before {self._job.place(next_number)}"
         if self.failed:
             summary += f", {self.failed} failed: {self._first_failure[1]}"
         return summary
+
+    def _first_missing(self, is_exhausted: bool) -> int:
+        """Return the number of the first event that another run has to deliver, or 0."""
+        if self._first_undelivered <= self.events_read:
+            return self._first_undelivered
+        return 0 if is_exhausted else self.events_read + 1
 
 
 def batch_size(event: Event, headers: list[Header]) -> int:
@@ -456,7 +480,7 @@ def publish(job: Job, topic: str, max_bytes: int, stop: Stop, timeout: int = 120
         delivery.finish()
         if not reader.is_exhausted:
             job.at_stop()
-        say(delivery.summary())
+        say(delivery.summary(reader.is_exhausted))
         with suppress(Exception):  # everything promised is done, or was reported as failed
             producer.close(timeout=0 if delivery.failed else 1)
     if delivery.failed:

@@ -9,7 +9,8 @@ examples:
                                       key:value lines to a compacted topic
 
 The topic is created if it does not exist. The broker is localhost:9092 unless
-KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment.
+KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment. If a run is stopped or fails, its last
+message names the line to continue from. (After a failure, some events may then be there twice.)
 
 exit status:
   0    all events were delivered
@@ -30,6 +31,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 from cli import (
     Parser,
@@ -47,7 +49,17 @@ if __name__ == "__main__":
     start()
 
 from config import apply_common_flags
-from delivery import Event, Job, Line, LineSplitter, Source, ensure_topic, publish, take
+from delivery import (
+    Event,
+    Job,
+    Line,
+    LineSplitter,
+    Source,
+    Stopped,
+    ensure_topic,
+    publish,
+    take,
+)
 
 BLOCK_BYTES = 1 << 16  # per read; with half of it, 5,000-byte events take a sixth longer
 SAMPLE_BATCH_SIZE = 500  # events per batch with --interval 0
@@ -60,22 +72,22 @@ def main(argv: list[str] | None = None) -> int:
     if options.files and not paths:
         return 2
     stop = Stop()
-    unreadable: list[str] = []
     max_bytes = ensure_topic(options.topic, options.partitions, dict(options.topic_config))
+    reader = FileReader(paths, max_bytes, stop)
     if paths:
-        lines = read_files(paths, max_bytes, unreadable, stop)
-        source = lines_to_events(lines, options.separator, options.tombstones)
+        source = lines_to_events(reader.read(), options.separator, options.tombstones)
     else:
         source = sample_events(options.interval, stop)
     job = Job(
         take(source, options.count),
         headers=tuple(options.headers),
+        place=reader.place if paths else None,
         separator_size=len(options.separator or b""),
         total_bytes=total_size(paths),
         is_endless=not paths and not options.count,
     )
     status = publish(job, options.topic, max_bytes, stop)
-    is_any_unreadable = unreadable or len(paths) < len(options.files)
+    is_any_unreadable = reader.has_failed or len(paths) < len(options.files)
     return status or (2 if is_any_unreadable else 0)
 
 
@@ -219,6 +231,7 @@ def sample_events(interval: float, stop: Stop) -> Source:
     while not stop.requested:
         yield [sample_event(number) for number in itertools.islice(numbers, batch_size)]
         stop.wait(interval)
+    raise Stopped
 
 
 def sample_event(number: int) -> Event:
@@ -249,19 +262,45 @@ def line_to_event(line: Line, separator: bytes, tombstones: bool) -> Event:
     return Event(key, value)
 
 
-def read_files(
-    paths: list[str], max_bytes: int, unreadable: list[str], stop: Stop
-) -> Iterator[list[Line]]:
-    """Yield the files' lines block by block; add files that cannot be read to `unreadable`."""
-    for path in paths:
-        try:
-            with open_input(path) as file:
-                yield from read_lines(file, max_bytes, stop)
-        except OSError as error:
-            unreadable.append(path)
-            report_unreadable(path, error)
-        if stop.requested:
-            return
+class FileStart(NamedTuple):
+    """Where a file begins: the number of the event that its first line becomes."""
+
+    number: int
+    path: str
+
+
+class FileReader:
+    """Reads the lines of files one after the other; each line becomes an event.
+
+    A file that cannot be read is reported, and sets `has_failed`; the next one is read all the
+    same.
+    """
+
+    def __init__(self, paths: list[str], max_bytes: int, stop: Stop) -> None:
+        self._paths, self._max_bytes, self._stop = paths, max_bytes, stop
+        self._starts = [FileStart(1, path) for path in paths[:1]]  # of the files read so far
+        self.has_failed = False
+
+    def read(self) -> Iterator[list[Line]]:
+        """Yield the lines block by block; raise Stopped if `stop` comes before the end."""
+        count = 0
+        for path in self._paths:
+            self._starts.append(FileStart(count + 1, path))
+            if self._stop.requested:
+                raise Stopped
+            try:
+                with open_input(path) as file:
+                    for lines in read_lines(file, self._max_bytes, self._stop):
+                        count += len(lines)
+                        yield lines
+            except OSError as error:
+                self.has_failed = True
+                report_unreadable(path, error)
+
+    def place(self, number: int) -> str:
+        """Say which line of which file becomes the event of that number."""
+        start = [start for start in self._starts if start.number <= number][-1]
+        return f"line {number - start.number + 1} of {display_name(start.path)}"
 
 
 def open_input(path: str) -> io.FileIO:
@@ -270,7 +309,10 @@ def open_input(path: str) -> io.FileIO:
 
 
 def read_lines(file: io.FileIO, max_bytes: int, stop: Stop) -> Iterator[list[Line]]:
-    """Yield a file's lines block by block; an unterminated last line only at its end."""
+    """Yield a file's lines block by block; an unterminated last line only at its end.
+
+    Raise Stopped if `stop` comes before the end.
+    """
     splitter = LineSplitter(max_bytes)
     while not stop.requested:
         if not wait_for_input(file):
@@ -282,6 +324,7 @@ def read_lines(file: io.FileIO, max_bytes: int, stop: Stop) -> Iterator[list[Lin
             yield splitter.flush()
             return
         yield splitter.feed(block)
+    raise Stopped
 
 
 def wait_for_input(file: io.FileIO) -> bool:

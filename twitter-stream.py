@@ -59,6 +59,7 @@ from delivery import (
     LineSplitter,
     OversizedLine,
     Source,
+    Stopped,
     ensure_topic,
     publish,
     take,
@@ -219,7 +220,7 @@ def stream_url(params: list[tuple[str, str]]) -> str:
 
 
 def stream_tweets(opener: StreamOpener, tweet_filter: "TweetFilter", stop: Stop) -> Source:
-    """Yield X's tweets, over as many connections as it takes."""
+    """Yield X's tweets, over as many connections as it takes, until it is to stop."""
     while not stop.requested:
         minutes = tweet_filter.gap.begin_connection()
         seconds = 0.0
@@ -233,6 +234,7 @@ def stream_tweets(opener: StreamOpener, tweet_filter: "TweetFilter", stop: Stop)
         stop.wait(seconds)
         if not stop.requested:
             tweet_filter.counts.reconnects += 1
+    raise Stopped
 
 
 class Disconnected(Exception):

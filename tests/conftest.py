@@ -50,12 +50,15 @@ class Summary(NamedTuple):
     skipped: int = 0
     duplicates: int = 0
     gaps: int = 0
+    next_line: int = 0  # before which it stopped, of the file `path`; 0: it came to its end
+    path: str = ""
 
 
 SUMMARY = re.compile(
     r"(?P<script>\S+)\.py: published (?P<published>\d+) (?P<unit>event|tweet)s? to \S+"
     r"(?: \((?P<reconnects>\d+) reconnects?, (?P<skipped>\d+) skipped"
     r"(?:, (?P<duplicates>\d+) duplicates?)?(?:, (?P<gaps>\d+) gaps?)?\))?"
+    r"(?:, stopped before line (?P<next_line>\d+) of (?P<path>.+?))?"
     r"(?:, (?P<failed>\d+) failed: (?P<reason>.*))?"
 )
 
@@ -67,9 +70,9 @@ def read_summary(stderr: bytes) -> Summary:
     assert found, line
     ending = "" if found["published"] == "1" else "s"
     assert f"published {found['published']} {found['unit']}{ending} to " in line
-    names = ("published", "failed", "reconnects", "skipped", "duplicates", "gaps")
+    names = ("published", "failed", "reconnects", "skipped", "duplicates", "gaps", "next_line")
     counts = {name: int(found[name] or 0) for name in names}
-    return Summary(reason=found["reason"] or "", **counts)
+    return Summary(reason=found["reason"] or "", path=found["path"] or "", **counts)
 
 
 def values(records: list[Any]) -> list[bytes | None]:
@@ -326,3 +329,15 @@ def read_topic(address: str, topic: str) -> list[Any]:
 def read(kafka: Broker) -> Read:
     """read(topic): its records."""
     return functools.partial(read_topic, kafka.address)
+
+
+def resume(broker: Broker, read: Read, topic: str) -> None:
+    """Let a stalled broker go on; after some seconds it has first to join its controller again."""
+
+    def is_back() -> bool:
+        with suppress(errors.KafkaError):
+            return bool(read(topic))
+        return False
+
+    broker.server.process.send_signal(signal.SIGCONT)
+    wait_until(is_back)

@@ -12,7 +12,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import formatdate
 from http.client import responses
@@ -20,7 +20,7 @@ from typing import Any
 
 import x_api
 from cli import Stop, Throttle
-from delivery import LineSplitter, OversizedLine
+from delivery import LineSplitter, OversizedLine, Stopped
 
 import pytest
 import requests
@@ -1229,8 +1229,9 @@ class Script(Opener):
     def tweets(self, counts: Any, backfill: bool = False) -> Iterator[tuple[bytes, bytes]]:
         gap = x.Gap(backfill, 1.0, self.clock)
         tweet_filter = x.TweetFilter(x.Backoff(0, self.clock), gap, counts, Throttle(0))
-        for batch in x.stream_tweets(self, tweet_filter, self.stop):
-            yield from batch
+        with suppress(Stopped):
+            for batch in x.stream_tweets(self, tweet_filter, self.stop):
+                yield from batch
 
 
 def body_of(*numbers: int) -> bytes:
