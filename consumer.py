@@ -9,8 +9,11 @@ examples:
   consumer.py -t users -K :       key:value lines
   consumer.py --json | jq .value  one JSON object per event
   consumer.py -g readers          share the partitions within a group; resume where it left off
+  consumer.py --list              all topics, each with its partitions and events
+  consumer.py --list -t users     the topic's partitions; with -g, also how far the group has read
 
-If the topic does not exist yet, consumer.py waits for it, unless -e is given. The broker is
+If the topic does not exist yet, consumer.py waits for it, unless -e is given. --list takes each
+offset for an event; compaction and transactions leave offsets without one. The broker is
 localhost:9092 unless KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment.
 
 exit status:
@@ -47,6 +50,7 @@ from config import (
     explain,
     explain_message,
 )
+from listing import list_lines
 
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 
@@ -70,6 +74,9 @@ Offsets = dict[TopicPartition, int]
 def main(argv: list[str] | None = None) -> int:
     options = parse_flags(argv)
     apply_common_flags(options)
+    if options.list:
+        write_lines(list_lines(options.topic, options.group, options.json))
+        return 0
     stop = Stop()
     consumer = connect(KafkaConsumer, consumer_options(options.group))
     warn_about_expired_events()
@@ -126,7 +133,34 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         r"SEP can contain the escapes \t, \n, \0, \xHH and \\",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per event")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the topics, or the partitions of -t TOPIC; with -g, the group's lag too",
+    )
+    default_topic = parser.get_default("topic")
+    parser.set_defaults(topic=None)  # --list without -t means all topics
+    options = parser.parse_args(argv)
+    if options.list:
+        check_list_flags(parser, options)
+    else:
+        options.topic = options.topic or default_topic
+    return options
+
+
+def check_list_flags(parser: Parser, options: argparse.Namespace) -> None:
+    """Exit if a flag about events is combined with --list."""
+    event_flags = {
+        "-n": options.count,
+        "-e": options.stop_at_end,
+        "--latest": options.latest,
+        "--last": options.last,
+        "--since": options.since is not None,
+        "-K": options.separator,
+    }
+    for flag, value in event_flags.items():
+        if value:
+            parser.error(f"argument {flag}: not allowed with argument --list")
 
 
 def consumer_options(group: str | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ SOURCES = [
     "config.py",
     "delivery.py",
     "http_stream.py",
+    "listing.py",
     *(f"{name}.py" for name in SCRIPTS),
 ]
 KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment

@@ -1,0 +1,221 @@
+"""What consumer.py --list prints: topics or partitions, and how far a group has read them."""
+
+import itertools
+import json
+import time
+from typing import Any, NamedTuple, NoReturn
+
+from cli import fail
+from config import Explanation, client_log, client_options, connect, explain, explain_message
+
+from kafka import KafkaAdminClient, OffsetSpec, TopicPartition, errors
+
+RESPONSE_TIMEOUT_MS = 10_000
+# A broker that has gone away is still named as a leader for 9 s (its broker.session.timeout.ms)
+RETRY_SECONDS = 10.0
+RETRY_PAUSE = 0.2
+CONNECTION_ERRORS = (
+    errors.KafkaConnectionError,
+    errors.NodeNotReadyError,
+    errors.UnknownBrokerIdError,
+)
+# Their own words fill a screen, with every partition
+MOVING_ERRORS = (
+    errors.LeaderNotAvailableError,
+    errors.NotLeaderForPartitionError,
+    errors.CoordinatorNotAvailableError,
+    errors.CoordinatorLoadInProgressError,
+    errors.NotCoordinatorError,
+)
+NOT_READY = Explanation("a leader or coordinator is not ready", "Try again in a minute.")
+
+# How the fields of a line, named as --json prints them, are shown without it
+UNITS = {"partitions": "partition", "events": "event"}
+LABELS = {
+    "partition": "partition",
+    "first_offset": "first",
+    "end_offset": "end",
+    "leader": "leader",
+    "committed": "committed",
+    "lag": "lag",
+}
+GROUP_FIELDS = ("committed", "lag")
+
+Row = dict[str, Any]  # a line's fields, in their order; None: it does not exist, or is unknown
+
+
+class Partition(NamedTuple):
+    """A partition and the group's place in it; None: it does not exist, or is unknown."""
+
+    topic: str
+    number: int
+    leader: int | None
+    first: int | None
+    end: int | None
+    committed: int | None
+
+    @property
+    def events(self) -> int | None:
+        """The number of offsets: an upper bound, as compaction and transactions leave gaps."""
+        return None if self.first is None or self.end is None else self.end - self.first
+
+    @property
+    def lag(self) -> int | None:
+        return None if self.committed is None or self.end is None else self.end - self.committed
+
+
+def list_lines(topic: str | None, group: str | None, as_json: bool) -> list[bytes]:
+    r"""Return the lines, including the \n: one per topic, or per partition of the given topic.
+
+    With a group they also have its committed offsets and lag. Exit if Kafka gives no answer.
+    """
+    partitions = fetch_partitions(topic, group)
+    if topic:
+        rows = [partition_row(partition) for partition in partitions]
+    else:
+        by_topic = itertools.groupby(partitions, lambda partition: partition.topic)
+        rows = [topic_row(name, list(members)) for name, members in by_topic]
+    if not group:
+        rows = [without(row, GROUP_FIELDS) for row in rows]
+    if as_json:
+        lines = [json.dumps(row) for row in rows]
+    else:
+        lines = format_rows([without(row, ("topic",)) for row in rows] if topic else rows)
+    return [f"{line}\n".encode() for line in lines]
+
+
+def fetch_partitions(topic: str | None, group: str | None) -> list[Partition]:
+    """Return the topic's partitions, or those of all topics, in order; exit on failure.
+
+    Start again while a leader or the group's coordinator is changing, or a topic is deleted.
+    """
+    options = client_options(KafkaAdminClient, request_timeout_ms=RESPONSE_TIMEOUT_MS)
+    with connect(KafkaAdminClient, options) as admin:
+        client_log().clear_reason()
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                leaders = fetch_leaders(admin, topic)
+                committed = fetch_committed(admin, group) if group else {}
+                return fetch_offsets(admin, leaders, committed)
+            except errors.KafkaError as error:
+                may_pass = isinstance(error, (errors.RetriableError, errors.UnknownBrokerIdError))
+                if not may_pass or time.monotonic() > deadline:
+                    fail_to_list(topic, error)
+            time.sleep(RETRY_PAUSE)
+
+
+def fail_to_list(topic: str | None, error: errors.KafkaError) -> NoReturn:
+    what = f"topic {topic}" if topic else "the topics"
+    fail(f"cannot list {what}: {explain_failure(error)}")
+
+
+def explain_failure(error: errors.KafkaError) -> Explanation:
+    """Explain an error; of a lost connection only the client's log says why."""
+    if isinstance(error, CONNECTION_ERRORS):
+        return explain_message(client_log().reason)
+    if isinstance(error, MOVING_ERRORS):
+        return NOT_READY
+    return explain(error)
+
+
+def fetch_leaders(admin: Any, topic: str | None) -> dict[TopicPartition, int | None]:
+    """Return the topic's partitions, or those of all topics, in order, and their leaders."""
+    leaders = {}
+    for found in admin.describe_topics([topic] if topic else None):
+        error = errors.for_code(found["error_code"])
+        if topic and error is errors.UnknownTopicOrPartitionError:
+            fail_to_list(topic, error())
+        if error is not errors.NoError:
+            raise error
+        for each in found["partitions"]:
+            partition = TopicPartition(found["name"], each["partition_index"])
+            leaders[partition] = each["leader_id"] if each["leader_id"] >= 0 else None
+    return dict(sorted(leaders.items()))
+
+
+def fetch_committed(admin: Any, group: str) -> dict[TopicPartition, int]:
+    """Return all offsets that the group has committed."""
+    found = admin.list_group_offsets({group: None})[group]
+    return {partition: committed.offset for partition, committed in found.items()}
+
+
+def fetch_offsets(
+    admin: Any, leaders: dict[TopicPartition, int | None], committed: dict[TopicPartition, int]
+) -> list[Partition]:
+    """Return the partitions with their offsets; without a leader nobody knows first and end.
+
+    The end is that of the log, as Kafka's own tools show it: events of transactions that are
+    still open come before it.
+    """
+    led = [partition for partition, leader in leaders.items() if leader is not None]
+    firsts, ends = (
+        admin.list_partition_offsets(dict.fromkeys(led, spec))
+        for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+    )
+    return [
+        Partition(
+            topic=partition.topic,
+            number=partition.partition,
+            leader=leader,
+            first=firsts[partition].offset if partition in firsts else None,
+            end=ends[partition].offset if partition in ends else None,
+            committed=committed.get(partition),
+        )
+        for partition, leader in leaders.items()
+    ]
+
+
+def partition_row(partition: Partition) -> Row:
+    return {
+        "topic": partition.topic,
+        "partition": partition.number,
+        "first_offset": partition.first,
+        "end_offset": partition.end,
+        "leader": partition.leader,
+        "committed": partition.committed,
+        "lag": partition.lag,
+    }
+
+
+def topic_row(name: str, partitions: list[Partition]) -> Row:
+    """Return a topic's row; its lag is that of the partitions with a committed offset."""
+    lags = [partition.lag for partition in partitions if partition.committed is not None]
+    return {
+        "topic": name,
+        "partitions": len(partitions),
+        "events": add([partition.events for partition in partitions]),
+        "lag": add(lags) if lags else None,
+    }
+
+
+def add(numbers: list[int | None]) -> int | None:
+    """Return the sum; None if one of the numbers is unknown."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
+def without(row: Row, names: tuple[str, ...]) -> Row:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def format_rows(rows: list[Row]) -> list[str]:
+    """Return the rows as text, with their columns aligned."""
+    if not rows:
+        return []
+    columns = [format_column(name, [row[name] for row in rows]) for name in rows[0]]
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def format_column(name: str, values: list[Any]) -> list[str]:
+    """Return cells of one width: `12 events`, `end 12`, or a topic's name."""
+    texts = ["-" if value is None else str(value) for value in values]
+    width = max(map(len, texts))
+    if name in LABELS:
+        return [f"{LABELS[name]} {text:>{width}}" for text in texts]
+    if name in UNITS:
+        units = [UNITS[name] if value == 1 else f"{UNITS[name]}s" for value in values]
+        unit_width = max(map(len, units))
+        cells = zip(texts, units, strict=True)
+        return [f"{text:>{width}} {unit:<{unit_width}}" for text, unit in cells]
+    return [text.ljust(width) for text in texts]
