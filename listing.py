@@ -14,12 +14,13 @@ RESPONSE_TIMEOUT_MS = 10_000
 # A broker that has gone away is still named as a leader for 9 s (its broker.session.timeout.ms)
 RETRY_SECONDS = 10.0
 RETRY_PAUSE = 0.2
+# Why there is no connection, only the client's log says
 CONNECTION_ERRORS = (
     errors.KafkaConnectionError,
     errors.NodeNotReadyError,
     errors.UnknownBrokerIdError,
 )
-# Their own words fill a screen, with every partition
+# Their own texts list every partition concerned
 MOVING_ERRORS = (
     errors.LeaderNotAvailableError,
     errors.NotLeaderForPartitionError,
@@ -39,7 +40,6 @@ LABELS = {
     "committed": "committed",
     "lag": "lag",
 }
-GROUP_FIELDS = ("committed", "lag")
 
 Row = dict[str, Any]  # a line's fields, in their order; None: it does not exist, or is unknown
 
@@ -75,12 +75,11 @@ def list_lines(topic: str | None, group: str | None, as_json: bool) -> list[byte
     else:
         by_topic = itertools.groupby(partitions, lambda partition: partition.topic)
         rows = [topic_row(name, list(members)) for name, members in by_topic]
-    if not group:
-        rows = [without(row, GROUP_FIELDS) for row in rows]
-    if as_json:
-        lines = [json.dumps(row) for row in rows]
-    else:
-        lines = format_rows([without(row, ("topic",)) for row in rows] if topic else rows)
+    hidden = set() if group else {"committed", "lag"}
+    if topic and not as_json:
+        hidden.add("topic")  # it would be the same on every line
+    rows = [without(row, hidden) for row in rows]
+    lines = [json.dumps(row) for row in rows] if as_json else format_rows(rows)
     return [f"{line}\n".encode() for line in lines]
 
 
@@ -111,7 +110,6 @@ def fail_to_list(topic: str | None, error: errors.KafkaError) -> NoReturn:
 
 
 def explain_failure(error: errors.KafkaError) -> Explanation:
-    """Explain an error; of a lost connection only the client's log says why."""
     if isinstance(error, CONNECTION_ERRORS):
         return explain_message(client_log().reason)
     if isinstance(error, MOVING_ERRORS):
@@ -195,7 +193,7 @@ def add(numbers: list[int | None]) -> int | None:
     return sum(known) if len(known) == len(numbers) else None
 
 
-def without(row: Row, names: tuple[str, ...]) -> Row:
+def without(row: Row, names: set[str]) -> Row:
     return {name: value for name, value in row.items() if name not in names}
 
 

@@ -1,6 +1,7 @@
 """The scripts and a secured Kafka: SASL, TLS, mutual TLS and ACLs, all set in .env."""
 
 import datetime
+import json
 import logging
 import re
 import socket
@@ -553,6 +554,24 @@ def test_the_right_to_write_to_an_existing_topic_is_enough(
     scripts = secured.scripts(tmp_path / "scripts", as_user("writer"))
     done = scripts.run("producer", "-t", "open", input=b"one\ntwo\n")
     assert (done.returncode, done.stderr) == (0, b"producer.py: published 2 events to open\n")
+
+
+def test_the_list_has_only_what_the_user_may_see(secured: Secured, tmp_path: Path) -> None:
+    """Whoever may do anything with a topic may also see it; topic closed is for nobody."""
+    scripts = secured.scripts(tmp_path / "scripts", as_user("reader"))
+    topics = scripts.start("consumer", "--list", "--json")
+    closed = scripts.start("consumer", "--list", "-t", "closed")
+    group = scripts.start("consumer", "--list", "-t", "open", "-g", "readers")
+    done = topics.end()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [json.loads(line)["topic"] for line in done.stdout.splitlines()] == ["open"]
+    for consumer, topic, sentence in (
+        (closed, "closed", NO_RIGHT),
+        (group, "open", NO_GROUP_RIGHT),
+    ):
+        done = consumer.end()
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.decode() == f"consumer.py: cannot list topic {topic}: {sentence}\n"
 
 
 SHOW_EVERYTHING = """
