@@ -214,6 +214,7 @@ def time_type(text: str) -> int:
         ) from None
     return max(int(seconds * 1000), 0)
 
+
 ESCAPES = {b"t": b"\t", b"n": b"\n", b"0": b"\0", b"\\": b"\\"}
 
 

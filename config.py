@@ -119,11 +119,16 @@ MESSAGE_EXPLANATIONS = {
 }
 
 
+# Without a connection; why, only the client's log says
+NO_CONNECTION_ERRORS = (
+    errors.KafkaConnectionError,
+    errors.NodeNotReadyError,
+    errors.UnknownBrokerIdError,
+)
 # Errors that may be due to a broker that cannot be reached
 CONNECTION_ERRORS = (
-    errors.KafkaConnectionError,
+    *NO_CONNECTION_ERRORS,
     errors.KafkaTimeoutError,
-    errors.NodeNotReadyError,
     errors.RequestTimedOutError,
 )
 
@@ -133,6 +138,8 @@ def explain(error: Exception) -> Explanation:
     unreachable = client_log().unreachable_address()
     if unreachable and isinstance(error, CONNECTION_ERRORS):
         return explain_unreachable(unreachable)
+    if isinstance(error, NO_CONNECTION_ERRORS):
+        return explain_message(client_log().reason)
     for kind, explanation in ERROR_EXPLANATIONS.items():
         if isinstance(error, kind):
             return explanation

@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple, NoReturn
 
 from cli import fail
-from config import Explanation, client_log, client_options, connect, explain, explain_message
+from config import Explanation, client_log, client_options, connect, explain
 
 from kafka import KafkaAdminClient, OffsetSpec, TopicPartition, errors
 
@@ -14,12 +14,6 @@ RESPONSE_TIMEOUT_MS = 10_000
 # A broker that has gone away is still named as a leader for 9 s (its broker.session.timeout.ms)
 RETRY_SECONDS = 10.0
 RETRY_PAUSE = 0.2
-# Why there is no connection, only the client's log says
-CONNECTION_ERRORS = (
-    errors.KafkaConnectionError,
-    errors.NodeNotReadyError,
-    errors.UnknownBrokerIdError,
-)
 # Their own texts list every partition concerned
 MOVING_ERRORS = (
     errors.LeaderNotAvailableError,
@@ -110,11 +104,7 @@ def fail_to_list(topic: str | None, error: errors.KafkaError) -> NoReturn:
 
 
 def explain_failure(error: errors.KafkaError) -> Explanation:
-    if isinstance(error, CONNECTION_ERRORS):
-        return explain_message(client_log().reason)
-    if isinstance(error, MOVING_ERRORS):
-        return NOT_READY
-    return explain(error)
+    return NOT_READY if isinstance(error, MOVING_ERRORS) else explain(error)
 
 
 def fetch_leaders(admin: Any, topic: str | None) -> dict[TopicPartition, int | None]:

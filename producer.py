@@ -155,8 +155,6 @@ def check_flags(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("-Z needs -K")
     if options.separator is not None and not options.files:
         parser.error("-K needs lines to split: name a FILE, or pipe them in")
-    if b"\n" in (options.separator or b""):
-        parser.error("argument -K: a line has no newline to split at")
 
 
 def default_files() -> list[str]:
