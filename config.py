@@ -84,6 +84,8 @@ NOT_AUTHORIZED = Explanation(
 NO_GROUP_RIGHT = NOT_AUTHORIZED._replace(cause="not authorized to use the consumer group")
 TIMED_OUT = Explanation("Kafka did not respond in time")
 NO_KEY = Explanation("a compacted topic accepts only events with a key", "Use -K.")
+# Kafka accepts or rejects a batch as a whole
+IN_REJECTED_BATCH = Explanation("in one batch with an event that Kafka rejected")
 TOO_LARGE = Explanation("larger than the topic's max.message.bytes or KAFKA_MAX_REQUEST_SIZE")
 # The first type that an error is an instance of wins
 ERROR_EXPLANATIONS: dict[type[Exception], Explanation] = {
@@ -94,7 +96,6 @@ ERROR_EXPLANATIONS: dict[type[Exception], Explanation] = {
     errors.RecordListTooLargeError: TOO_LARGE,
     errors.RequestTimedOutError: TIMED_OUT,
     errors.KafkaTimeoutError: TIMED_OUT,
-    errors.InvalidRecordError: NO_KEY,
 }
 # The first pattern that matches a message of the client wins; {} is what its group has captured
 MESSAGE_EXPLANATIONS = {
@@ -114,7 +115,8 @@ MESSAGE_EXPLANATIONS = {
     ),
     r"socket disconnected": Explanation("the broker closed the connection", CHECK_SASL),
     r"AuthorizationFailed": NOT_AUTHORIZED,
-    r"batch which had .* invalid records": NO_KEY,  # Kafka rejects the whole batch
+    r"Compacted topic cannot accept message without key": NO_KEY,
+    r"part of a batch which had .* invalid records": IN_REJECTED_BATCH,
     r"Topic (\S+) not found": Explanation("no such topic: {}"),
 }
 
@@ -146,7 +148,7 @@ def explain(error: Exception) -> Explanation:
     if isinstance(error, errors.BrokerResponseError):
         words = _message(error) or error.description
         if words:
-            return Explanation(words.rstrip("."))
+            return explain_message(words.rstrip("."))
     return explain_message(str(error))
 
 

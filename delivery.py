@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from cli import Stop, fail, pluralize, say
 from config import (
+    IN_REJECTED_BATCH,
     TOO_LARGE,
     Explanation,
     client_log,
@@ -251,7 +252,9 @@ class Delivery:
         self._line_bytes = 0  # in the source: of keys, values and newlines
         self.acknowledged = 0
         self.failed = 0
-        self._first_failure = (sys.maxsize, "")  # its number, and what happened
+        # Of the first event that failed by itself, or else with others of its batch: whether it was
+        # with others, its number, and what happened
+        self._first_failure = (True, sys.maxsize, "")
         self._first_undelivered = sys.maxsize  # as a number, of the failed events not too large
         self._has_ended = False  # by a failed delivery
 
@@ -350,9 +353,10 @@ class Delivery:
 
     def _record_failure(self, number: int, size: int, reason: Explanation) -> str:
         """Count a failed event; return a description of which one failed and why."""
-        failure = f"{self._job.unit} {number} ({size} bytes): {reason}"
+        failure = f"{self._job.unit} {number} ({pluralize(size, 'byte')}): {reason}"
         self.failed += 1
-        self._first_failure = min(self._first_failure, (number, failure))
+        is_innocent = reason == IN_REJECTED_BATCH
+        self._first_failure = min(self._first_failure, (is_innocent, number, failure))
         return failure
 
     def finish(self) -> None:
@@ -372,7 +376,7 @@ class Delivery:
         if next_number and self._job.place:
             summary += f", stopped before {self._job.place(next_number)}"
         if self.failed:
-            summary += f", {self.failed} failed: {self._first_failure[1]}"
+            summary += f", {self.failed} failed: {self._first_failure[2]}"
         return summary
 
     def _first_missing(self, is_exhausted: bool) -> int:

@@ -892,20 +892,29 @@ def test_a_topic_that_is_deleted_while_it_is_written(
 def test_a_compacted_topic_wants_keys(
     scripts: Scripts, topic: str, read: Read, lines: bytes
 ) -> None:
-    """Kafka refuses the whole batch, which holds all events here."""
+    """Kafka refuses the whole batch, which holds all events here; the summary names the culprit."""
     done = scripts.run(
         *("producer", "-t", topic, "-K", ":", "--topic-config", "cleanup.policy=compact"),
         input=lines,
         env={"KAFKA_LINGER_MS": "2000"},
     )
     assert done.returncode == 1
-    count, size = lines.count(b"\n"), len(lines.split(b"\n")[0].replace(b":", b""))
+    count, number = lines.count(b"\n"), lines.splitlines().index(b"no key") + 1
     note = "" if b":" in lines else NO_SEPARATOR
     assert done.stderr.decode() == (
         f"producer.py: published 0 events to {topic}{note}, stopped before line 1 of standard "
-        f"input, {count} failed: event 1 ({size} bytes): {NO_KEY}\n"
+        f"input, {count} failed: event {number} (6 bytes): {NO_KEY}\n"
     )
     assert read(topic) == []
+
+
+def test_a_batch_that_kafka_rejects_for_another_reason(scripts: Scripts, topic: str) -> None:
+    """The words are Kafka's own."""
+    arguments = ("-t", topic, "--topic-config", "message.timestamp.before.max.ms=0")
+    done = scripts.run("producer", *arguments, input=b"line\n" * 3)
+    assert done.returncode == 1
+    reason = r"event 1 \(4 bytes\): Timestamp \d+ of message with offset 0 is out of range\. .*"
+    assert re.fullmatch(reason, read_summary(done.stderr).reason)
 
 
 @pytest.mark.parametrize(
