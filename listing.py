@@ -11,8 +11,9 @@ from config import Explanation, client_log, client_options, connect, explain
 from kafka import KafkaAdminClient, OffsetSpec, TopicPartition, errors
 
 RESPONSE_TIMEOUT_MS = 10_000
-# A broker that has gone away is still named as a leader for 9 s (its broker.session.timeout.ms)
-RETRY_SECONDS = 10.0
+# A broker that has gone away is still named as a leader for 9 s (its broker.session.timeout.ms),
+# and for some seconds more if it was the active controller
+RETRY_SECONDS = 15.0
 RETRY_PAUSE = 0.2
 # Their own texts list every partition concerned
 MOVING_ERRORS = (
@@ -80,13 +81,14 @@ def list_lines(topic: str | None, group: str | None, as_json: bool) -> list[byte
 def fetch_partitions(topic: str | None, group: str | None) -> list[Partition]:
     """Return the topic's partitions, or those of all topics, in order; exit on failure.
 
-    Start again while a leader or the group's coordinator is changing, or a topic is deleted.
+    Start again while a leader or the group's coordinator is changing, or a topic is deleted; with
+    a new client, because kafka-python 3.0.12 never asks again which broker is the coordinator.
     """
     options = client_options(KafkaAdminClient, request_timeout_ms=RESPONSE_TIMEOUT_MS)
-    with connect(KafkaAdminClient, options) as admin:
-        client_log().clear_reason()
-        deadline = time.monotonic() + RETRY_SECONDS
-        while True:
+    deadline = time.monotonic() + RETRY_SECONDS
+    while True:
+        with connect(KafkaAdminClient, options) as admin:
+            client_log().clear_reason()
             try:
                 leaders = fetch_leaders(admin, topic)
                 committed = fetch_committed(admin, group) if group else {}
@@ -95,7 +97,7 @@ def fetch_partitions(topic: str | None, group: str | None) -> list[Partition]:
                 may_pass = isinstance(error, (errors.RetriableError, errors.UnknownBrokerIdError))
                 if not may_pass or time.monotonic() > deadline:
                     fail_to_list(topic, error)
-            time.sleep(RETRY_PAUSE)
+        time.sleep(RETRY_PAUSE)
 
 
 def fail_to_list(topic: str | None, error: errors.KafkaError) -> NoReturn:

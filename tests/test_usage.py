@@ -309,7 +309,9 @@ def test_a_signal_while_a_pipe_is_silent(
     done = running.end(number)
     assert time.monotonic() - began < 6
     assert (done.returncode, done.stdout) == (128 + number, b"")
-    assert done.stderr.decode() == f"producer.py: published 3 events to {topic}\n"
+    assert done.stderr.decode() == (
+        f"producer.py: published 3 events to {topic}, stopped before line 4 of standard input\n"
+    )
     assert values(read(topic)) == [b"one", b"two", b"three"]
 
 
