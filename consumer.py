@@ -250,16 +250,16 @@ def subscribe(consumer: Any, topic: str) -> None:
 
 def start_offsets(consumer: Any, options: argparse.Namespace) -> Offsets:
     """Return where to start in each partition, as the flags say; without them, nothing."""
+    if not (options.latest or options.last or options.since is not None):
+        return {}
     partitions = partitions_of(consumer, options.topic)
     if not partitions:
         return {}
     if options.latest:
         return consumer.end_offsets(partitions)  # type: ignore[no-any-return]
-    if options.since is not None:
-        return offsets_since(consumer, partitions, options.since)
     if options.last:
         return offsets_of_last(consumer, partitions, options.last)
-    return {}
+    return offsets_since(consumer, partitions, options.since)
 
 
 def offsets_since(consumer: Any, partitions: list[TopicPartition], time_ms: int) -> Offsets:
