@@ -278,6 +278,20 @@ class Parser(argparse.ArgumentParser):
             help="print the Kafka client's log to standard error",
         )
 
+    def add_pairs(
+        self, flag: str, dest: str, description: str, pair_type: Callable[[str], Any]
+    ) -> None:
+        """Add a flag with NAME=VALUE that can be repeated; `dest` becomes a list of pairs."""
+        self.add_argument(
+            flag,
+            dest=dest,
+            metavar="NAME=VALUE",
+            type=pair_type,
+            action="append",
+            default=[],
+            help=f"{description}; can be repeated",
+        )
+
     def error(self, message: str) -> NoReturn:
         fail(f"{message}. See --help.", 2)
 

@@ -150,17 +150,25 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
 
 def check_list_flags(parser: Parser, options: argparse.Namespace) -> None:
     """Exit if a flag about events is combined with --list."""
+    beginning = start_flag(options)
     event_flags = {
         "-n": options.count,
         "-e": options.stop_at_end,
-        "--latest": options.latest,
-        "--last": options.last,
-        "--since": options.since is not None,
+        beginning: beginning,
         "-K": options.separator,
     }
     for flag, value in event_flags.items():
         if value:
             parser.error(f"argument {flag}: not allowed with argument --list")
+
+
+def start_flag(options: argparse.Namespace) -> str:
+    """Return the flag that says where to start, or "" if there is none; there is one at most."""
+    if options.latest:
+        return "--latest"
+    if options.last:
+        return "--last"
+    return "" if options.since is None else "--since"
 
 
 def consumer_options(group: str | None) -> dict[str, Any]:
@@ -250,7 +258,7 @@ def subscribe(consumer: Any, topic: str) -> None:
 
 def start_offsets(consumer: Any, options: argparse.Namespace) -> Offsets:
     """Return where to start in each partition, as the flags say; without them, nothing."""
-    if not (options.latest or options.last or options.since is not None):
+    if not start_flag(options):
         return {}
     partitions = partitions_of(consumer, options.topic)
     if not partitions:
@@ -366,7 +374,7 @@ def commit_starts(consumer: Any, starts: Offsets, options: argparse.Namespace) -
         if start and consumer.committed(partition, timeout_ms=RESPONSE_TIMEOUT_MS) is None
     }
     if new and not commit(consumer, new):
-        flag = "--latest" if options.latest else "--last" if options.last else "--since"
+        flag = start_flag(options)
         fail(
             f"cannot apply {flag} to group {options.group}: it has active members. "
             f"Stop them or omit {flag}."
@@ -502,7 +510,7 @@ class AssignmentMonitor:
     def __init__(self, consumer: Any, options: argparse.Namespace) -> None:
         self._consumer = consumer
         self._topic, self._group = options.topic, options.group
-        self._assigned = -1  # the number of partitions; -1: unknown
+        self._assigned: int | None = None  # the number of partitions, once it is known
 
     def check(self, has_events: bool) -> None:
         is_stable = "stable" in self._consumer.group_metadata().state
@@ -510,7 +518,8 @@ class AssignmentMonitor:
             return
         assigned = len(self._consumer.assignment())
         previous, self._assigned = self._assigned, assigned
-        if assigned == previous or (previous < 0 and assigned):
+        is_first = previous is None and assigned > 0
+        if is_first or assigned == previous:
             return
         total = len(partitions_of(self._consumer, self._topic))
         if assigned:
@@ -574,9 +583,8 @@ def explain_reading(consumer: Any, error: Exception) -> str:
     """Explain why events cannot be read; name the place of one that cannot be decoded."""
     codec = re.search(r"Libraries for (\w+) compression", str(error))
     if isinstance(error, errors.UnsupportedCodecError) and codec:
-        return f"the event{place_of_next(consumer)} is compressed with {codec[1]}, but " + (
-            advise_package(codec[1])
-        )
+        advice = advise_package(codec[1])
+        return f"the event{place_of_next(consumer)} is compressed with {codec[1]}, but {advice}"
     if isinstance(error, errors.CorruptRecordError):
         words = "its checksum is wrong" if "crc check" in str(error) else str(explain(error))
         return f"the event{place_of_next(consumer)} is corrupt: {words}"

@@ -114,28 +114,18 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with -K, send an empty value as null (a tombstone)",
     )
-    parser.add_argument(
-        "-H",
-        dest="headers",
-        metavar="NAME=VALUE",
-        type=header_type,
-        action="append",
-        default=[],
-        help="add a header to every event; can be repeated",
-    )
+    parser.add_pairs("-H", "headers", "add a header to every event", header_type)
     parser.add_argument(
         "--partitions",
         metavar="N",
         type=count_type,
         help="number of partitions if the topic is created",
     )
-    parser.add_argument(
+    parser.add_pairs(
         "--topic-config",
-        metavar="NAME=VALUE",
-        type=name_value_type,
-        action="append",
-        default=[],
-        help="topic setting if the topic is created; can be repeated",
+        "topic_config",
+        "topic setting if the topic is created",
+        name_value_type,
     )
     parser.add_argument(
         "files",

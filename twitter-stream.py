@@ -165,15 +165,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--param",
-        dest="params",
-        metavar="NAME=VALUE",
-        type=name_value_type,
-        action="append",
-        default=[],
-        help="X API parameter; can be repeated",
-    )
+    parser.add_pairs("--param", "params", "X API parameter", name_value_type)
     parser.add_argument(
         "--backfill",
         action="store_true",

@@ -35,6 +35,12 @@ SOURCES = [
     *(f"{name}.py" for name in SCRIPTS),
 ]
 KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment
+# Codec, the module that kafka-python needs for it, and the package that has the module
+CODEC_PACKAGES = [
+    ("snappy", "snappy", "python-snappy"),
+    ("lz4", "lz4", "lz4"),
+    ("zstd", "zstandard", "zstandard"),
+]
 Result = subprocess.CompletedProcess[bytes]
 
 
@@ -74,6 +80,12 @@ def read_summary(stderr: bytes) -> Summary:
     names = ("published", "failed", "reconnects", "skipped", "duplicates", "gaps", "next_line")
     counts = {name: int(found[name] or 0) for name in names}
     return Summary(reason=found["reason"] or "", path=found["path"] or "", **counts)
+
+
+def without(module: str, folder: Path) -> dict[str, str]:
+    """The environment in which a module cannot be imported; `folder` is for what stands in."""
+    (folder / f"{module}.py").write_text("raise ImportError")
+    return {"PYTHONPATH": str(folder)}
 
 
 def values(records: list[Any]) -> list[bytes | None]:

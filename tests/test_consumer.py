@@ -20,7 +20,16 @@ from broker import Broker
 
 import confluent_kafka
 import pytest
-from conftest import Read, Running, Scripts, most_memory, unread_pipe, wait_until
+from conftest import (
+    CODEC_PACKAGES,
+    Read,
+    Running,
+    Scripts,
+    most_memory,
+    unread_pipe,
+    wait_until,
+    without,
+)
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 BIG = b"x" * 1000
@@ -47,6 +56,15 @@ def publish(producer: KafkaProducer, topic: str, events: range, **options: objec
 
 def lines(events: range) -> bytes:
     return b"".join(b"%d\n" % event for event in events)
+
+
+def publish_to_three_of_four_partitions(
+    admin: KafkaAdminClient, producer: KafkaProducer, topic: str
+) -> None:
+    """Ten events to each: 0 to 9, 10 to 19, and 20 to 29; partition 3 stays empty."""
+    admin.create_topics({topic: {"num_partitions": 4}})
+    for partition in range(3):
+        publish(producer, topic, range(partition * 10, partition * 10 + 10), partition=partition)
 
 
 def publish_2_megabytes(producer: KafkaProducer, topic: str, **options: object) -> None:
@@ -241,9 +259,7 @@ def test_n_stops_after_exactly_so_many(
 def test_e_stops_where_the_topic_ended_at_the_start(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    admin.create_topics({topic: {"num_partitions": 4}})  # partition 3 stays empty
-    for partition in range(3):
-        publish(producer, topic, range(partition * 10, partition * 10 + 10), partition=partition)
+    publish_to_three_of_four_partitions(admin, producer, topic)
     done = scripts.run("consumer", "-t", topic, "-e")
     assert (done.returncode, sorted(map(int, done.stdout.split()))) == (0, list(range(30)))
 
@@ -340,9 +356,7 @@ def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: obj
 def test_last_starts_so_many_events_before_the_end_of_each_partition(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    admin.create_topics({topic: {"num_partitions": 4}})  # partition 3 stays empty
-    for partition in range(3):
-        publish(producer, topic, range(partition * 10, partition * 10 + 10), partition=partition)
+    publish_to_three_of_four_partitions(admin, producer, topic)
     last = [8, 9, 18, 19, 28, 29]
     consumer = scripts.start("consumer", "-t", topic, "--last", 2, "-n", 7)
     consumer.wait_for(lambda it: it.out.count(b"\n") == 6)
@@ -436,16 +450,18 @@ def test_a_topic_in_every_codec(scripts: Scripts, topic: str, compressed: bytes)
     assert (done.returncode, done.stdout, done.stderr) == (0, compressed, b"")
 
 
-@pytest.mark.parametrize(
-    ("codec", "package"), [("snappy", "python-snappy"), ("lz4", "lz4"), ("zstd", "zstandard")]
-)
+@pytest.mark.parametrize(("codec", "module", "package"), CODEC_PACKAGES)
 def test_a_codec_whose_package_is_missing(
-    scripts: Scripts, topic: str, compressed: bytes, tmp_path: Path, codec: str, package: str
+    scripts: Scripts,
+    topic: str,
+    compressed: bytes,
+    tmp_path: Path,
+    codec: str,
+    module: str,
+    package: str,
 ) -> None:
     """What comes before it is printed."""
-    module = "zstandard" if codec == "zstd" else codec
-    (tmp_path / f"{module}.py").write_text("raise ImportError")
-    done = scripts.run("consumer", "-t", topic, "-e", env={"PYTHONPATH": str(tmp_path)})
+    done = scripts.run("consumer", "-t", topic, "-e", env=without(module, tmp_path))
     readable = 3 * CODECS.index(codec)
     assert (done.returncode, done.stdout.count(b"\n")) == (1, readable)
     assert compressed.startswith(done.stdout)
