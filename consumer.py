@@ -510,17 +510,34 @@ class AssignmentMonitor:
     def __init__(self, consumer: Any, options: argparse.Namespace) -> None:
         self._consumer = consumer
         self._topic, self._group = options.topic, options.group
-        self._assigned: int | None = None  # the number of partitions, once it is known
+        self._generation_without_topic: int | None = None
+        self._seen: int | None = None  # the number of partitions at the last check
+        self._known: int | None = None  # the same, once it was certain
 
     def check(self, has_events: bool) -> None:
-        is_stable = "stable" in self._consumer.group_metadata().state
-        if not is_stable or not self._consumer.subscription():
+        seen, self._seen = self._seen, self._count_assigned()
+        # Twice, because kafka-python calls a group stable shortly before it has the partitions
+        if self._seen is None or self._seen != seen or seen == self._known:
             return
-        assigned = len(self._consumer.assignment())
-        previous, self._assigned = self._assigned, assigned
-        is_first = previous is None and assigned > 0
-        if is_first or assigned == previous:
-            return
+        is_first = self._known is None and seen > 0
+        self._known = seen
+        if not is_first:
+            self._report(seen)
+
+    def _count_assigned(self) -> int | None:
+        """Return the number of partitions, or None while members of the group share them out.
+
+        Before the topic exists, the group has shared out nothing; it does so again soon after.
+        """
+        member = self._consumer.group_metadata()
+        if not self._consumer.subscription():
+            self._generation_without_topic = member.generation_id
+        is_settled = "stable" in member.state
+        if is_settled and member.generation_id != self._generation_without_topic:
+            return len(self._consumer.assignment())
+        return None
+
+    def _report(self, assigned: int) -> None:
         total = len(partitions_of(self._consumer, self._topic))
         if assigned:
             say(f"this member of group {self._group} now reads {assigned} of {total} partitions")
