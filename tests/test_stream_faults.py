@@ -380,8 +380,8 @@ DOWN = Step(status=503)
     ("faults", "second", "flags", "remedy"),
     [
         ([DOWN] * 3, 0.04, [], NOT_ASKED),
-        ([DOWN] * 3, 0.1, ["--backfill"], "asked X for the last minute"),
-        ([DOWN] * 4, 0.04, ["--backfill"], "asked X for the last 2 minutes"),
+        ([DOWN] * 3, 0.2, ["--backfill"], "asked X for the last minute"),
+        ([DOWN] * 4, 0.1, ["--backfill"], "asked X for the last 2 minutes"),
         ([DOWN] * 6, 0.01, ["--backfill"], "asked X for the last 5 minutes"),
         ([*[DOWN] * 3, REFUSED], 0.04, ["--backfill"], "X refuses to resend them"),
     ],
