@@ -30,14 +30,12 @@ lint: .venv/ready ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+	$(BIN)/mypy --platform win32 *.py
 
 clean: ## remove what the other targets have made
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache __pycache__ tests/__pycache__
 
 .venv/ready: requirements.txt tests/requirements.txt
-	@echo "installing the packages into .venv"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	@touch $@
+	@$(PYTHON) tests/environment.py
 
 .PHONY: help demo broker test stress soak bench picture lint clean

@@ -21,6 +21,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, NoReturn
 
+if sys.platform == "win32":
+    import windows
+
 # Modules installed by requirements.txt, and the packages that provide them
 PACKAGES = {"dotenv": "python-dotenv", "kafka": "kafka-python", "requests": "requests"}
 STOP_SIGNALS = [
@@ -148,8 +151,12 @@ def _fit(text: str, live: bool) -> str:
 
 
 def _write(text: str) -> None:
-    with suppress(OSError):  # nobody is reading; the exit status still tells the outcome
-        os.write(2, text.encode(errors="backslashreplace"))
+    # Not os.write: on Windows, a console shows its bytes in the console's own code page
+    with (
+        suppress(OSError),  # nobody is reading; the exit status still tells the outcome
+        open(2, "wb", buffering=0, closefd=False) as standard_error,
+    ):
+        standard_error.write(text.encode(errors="backslashreplace"))
 
 
 def pattern_type(
@@ -342,13 +349,15 @@ class Stop:
     def handle_signals(self) -> None:
         """Start handling signals; call this from the main thread, and once."""
         reader, writer = os.pipe()  # both stay open as long as the process lives
-        if os.name == "posix":  # set_wakeup_fd requires it; Windows' pipes have no such mode
+        if sys.platform != "win32":  # set_wakeup_fd requires it; Windows' pipes have no such mode
             os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch_signals, args=(reader,), daemon=True).start()
         for number in STOP_SIGNALS:
             if not _is_ignored_hangup(number):
                 signal.signal(number, lambda *_: None)
+        if sys.platform == "win32":
+            windows.call_when_console_closes(lambda: os.write(writer, bytes([signal.SIGBREAK])))
 
     def _watch_signals(self, reader: int) -> None:
         self.signal_number = os.read(reader, 1)[0]

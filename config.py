@@ -5,8 +5,10 @@ BEARER_TOKEN, STREAM_URL, and KAFKA_<NAME> for the kafka-python client setting <
 """
 
 import argparse
+import codecs
 import difflib
 import functools
+import io
 import logging
 import os
 import queue
@@ -61,6 +63,19 @@ TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 COMPRESSION_TYPES = ("gzip", "snappy", "lz4", "zstd")
 # The packages that kafka-python decompresses with, installed by requirements.txt
 CODEC_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
+
+# The special characters that .env has in double quotes, as they are written there
+ESCAPES = str.maketrans(
+    {
+        "\a": r"\a",
+        "\b": r"\b",
+        "\f": r"\f",
+        "\n": r"\n",
+        "\r": r"\r",
+        "\t": r"\t",
+        "\v": r"\v",
+    }
+)
 
 _brokers_flag: str | None = None  # of -b
 
@@ -311,19 +326,34 @@ def read_env_file() -> dict[str, str]:
     """Read .env; exit if it is unreadable, malformed or contains an unknown setting."""
     path = _display_path(ENV_FILE)
     try:
-        with open(ENV_FILE, encoding="utf-8-sig") as file:
-            bindings = list(parse_stream(file))
+        with open(ENV_FILE, "rb") as file:
+            text = decode_env(file.read(), path)
     except FileNotFoundError:
         return {}
-    except UnicodeDecodeError:
-        fail(f"cannot read {path}: it is not UTF-8 text. Save it as UTF-8.", 2)
     except OSError as error:
         fail(f"cannot read {path}: {error.strerror}", 2)
+    bindings = list(parse_stream(io.StringIO(text, newline=None)))
     for binding in bindings:
         check_env_line(binding, path)
     values = {binding.key: binding.value or "" for binding in bindings if binding.key}
     warn_if_world_readable(values, path)
     return values
+
+
+def decode_env(data: bytes, path: str) -> str:
+    """Decode .env: UTF-8, or UTF-16 with a byte order mark, which Windows PowerShell writes."""
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError:
+        fail(f"cannot read {path}: it is not UTF-8 text. Save it as UTF-8.", 2)
+    if "\0" in text:
+        fail(
+            f"cannot read {path}: part of it is UTF-16 text, which Windows PowerShell's >> writes. "
+            "Save it as UTF-8.",
+            2,
+        )
+    return text
 
 
 def check_env_line(binding: Binding, path: str) -> None:
@@ -529,7 +559,13 @@ def check_readable(variable: str, path: str | None) -> None:
         with open(path, "rb"):
             pass
     except OSError as error:
-        fail(f"cannot read {path} ({variable}): {error.strerror}", 2)
+        if path.isprintable():
+            fail(f"cannot read {path} ({variable}): {error.strerror}", 2)
+        fail(
+            f"cannot read {path.translate(ESCAPES)} ({variable}): in double quotes, a \\ and the "
+            "letter after it are a special character. Put the path in single quotes.",
+            2,
+        )
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

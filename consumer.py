@@ -29,6 +29,7 @@ import json
 import logging
 import re
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -53,6 +54,9 @@ from config import (
 from listing import list_lines
 
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+
+if sys.platform == "win32":
+    import windows
 
 MAX_POLL_RECORDS = 5000  # per poll and per write
 MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to five times in memory
@@ -668,17 +672,17 @@ def write_lines(lines: list[bytes]) -> bool:
                     select.select([], [output], [])
                 else:
                     remaining = remaining[written:]
-    except BrokenPipeError:
-        return False
     except OSError as error:
-        fail(f"cannot write to standard output: {error.strerror}")
+        if not (isinstance(error, BrokenPipeError) or is_reader_gone()):
+            fail(f"cannot write to standard output: {error.strerror}")
+        return False
     return not is_reader_gone()
 
 
 def is_reader_gone() -> bool:
-    """Return whether the pipe's reader is gone; on Windows only the next write can tell."""
-    if not hasattr(select, "poll"):
-        return False
+    """Return whether standard output is a pipe whose reader is gone."""
+    if sys.platform == "win32":
+        return windows.is_pipe_closing(1)
     poller = select.poll()
     poller.register(1, 0)  # errors and hang-ups are always reported
     return bool(poller.poll(0))

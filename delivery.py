@@ -212,8 +212,8 @@ class Job(NamedTuple):
     say_skipped: Callable[[str], None] = say  # reports an event that is too large
     at_stop: Callable[[], object] = str  # called if the source does not come to its end
     place: Callable[[int], str] | None = None  # where in the source an event is, by its number
-    separator_size: int = 0  # in bytes, between key and value in the source; 0: it has no keys
-    total_bytes: int = 0  # of the source, if known
+    percent_read: Callable[[], int] | None = None  # of the source, if its size is known
+    has_separator: bool = False  # whether the source separates keys from values
     is_endless: bool = False  # whether it normally runs until a signal stops it
 
 
@@ -248,8 +248,7 @@ class Delivery:
         self._in_flight_bytes = 0
         self._last_progress_at = 0.0  # when an event was settled last, or the first one sent
         self.events_read = 0
-        self._keys_read = 0
-        self._line_bytes = 0  # in the source: of keys, values and newlines
+        self._has_keys = False
         self.acknowledged = 0
         self.failed = 0
         # Of the first event that failed by itself, or else with others of its batch: whether it was
@@ -257,11 +256,6 @@ class Delivery:
         self._first_failure = (True, sys.maxsize, "")
         self._first_undelivered = sys.maxsize  # as a number, of the failed events not too large
         self._has_ended = False  # by a failed delivery
-
-    @property
-    def bytes_read(self) -> int:
-        """How much of the source, in bytes, has been handed over."""
-        return self._line_bytes + self._keys_read * self._job.separator_size
 
     @property
     def _is_full(self) -> bool:
@@ -274,9 +268,8 @@ class Delivery:
         line_size = len(event.key or b"") + len(event.value or b"")
         size = line_size + self._header_bytes
         self.events_read += 1
-        self._line_bytes += line_size + 1  # with the newline
         if event.key is not None:
-            self._keys_read += 1
+            self._has_keys = True
         if self._has_ended or self._stop.is_overdue:
             self._record_undelivered(self.events_read, size, NOT_SENT)
         elif line_size > self._surely_fits and self._is_too_large(event):
@@ -370,7 +363,7 @@ class Delivery:
         """Say what was published and what was not; `is_exhausted`: the source came to its end."""
         published = pluralize(self.acknowledged, self._job.unit)
         summary = f"published {published} to {self._topic}{self._job.details()}"
-        if self._job.separator_size and self.events_read and not self._keys_read:
+        if self._job.has_separator and self.events_read and not self._has_keys:
             summary += " (separator not found in any line, so no event has a key)"
         next_number = self._first_missing(is_exhausted)
         if next_number and self._job.place:
@@ -448,9 +441,8 @@ class Progress:
         count = delivery.acknowledged
         rate = (count - self._reported_count) / (now - self._reported_at)
         line = f"{pluralize(count, self._job.unit)}, {rate:.0f}/s"
-        if self._job.total_bytes:
-            percent = 100 * delivery.bytes_read // self._job.total_bytes
-            line += f", {min(percent, 100)}%"
+        if self._job.percent_read:
+            line += f", {self._job.percent_read()}%"
         line += self._job.details()
         if self._is_stalled:
             line += f", waiting for Kafka: {explain_message(client_log().reason).cause}"

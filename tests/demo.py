@@ -6,18 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from environment import use_environment
+
+if __name__ == "__main__":
+    use_environment()
+
 from broker import Broker, BrokerError
 from x_api import XApi
 
 HERE = Path(__file__).parent.parent
-
-
+PROMPT = ">" if os.name == "nt" else "$"
 COMMANDS = [
-    "python producer.py -n 5 --interval 0.2",
-    r"printf '10.0.0.7 GET /index.html\n10.0.0.9 GET /prices.html\n' | python producer.py",
-    "python twitter-stream.py -n 5 --param tweet.fields=created_at,lang",
-    "python consumer.py -e",
-    "python consumer.py -e --json",
+    ["producer.py", "-n", "5", "--interval", "0.2"],
+    ["producer.py", os.path.join("tests", "visits.log")],
+    ["twitter-stream.py", "-n", "5", "--param", "tweet.fields=created_at,lang"],
+    ["consumer.py", "-e"],
+    ["consumer.py", "-e", "--json"],
 ]
 EVENTS = 12  # what the first three publish, and each of the others prints
 
@@ -44,10 +48,9 @@ def main() -> int:
 
 
 def environment(broker: Broker, api: XApi) -> dict[str, str]:
-    """The user's own, with this Python, the broker and the stand-in."""
+    """The user's own, with the broker and the stand-in."""
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "KAFKA_BOOTSTRAP_SERVERS": broker.address,
         "KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
         "STREAM_URL": api.url,
@@ -56,18 +59,19 @@ def environment(broker: Broker, api: XApi) -> dict[str, str]:
     }
 
 
-def run(command: str, env: dict[str, str]) -> None:
+def run(command: list[str], env: dict[str, str]) -> None:
     """Show a command and what it prints; end the demo where that is not what it should be."""
-    print(f"$ {command}", flush=True)
-    done = subprocess.run(  # noqa: S602 # a pipe is shown, too
-        command, shell=True, cwd=HERE, env=env, stdout=subprocess.PIPE, timeout=60
+    text = " ".join(["python", *command])
+    print(f"{PROMPT} {text}", flush=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=HERE, env=env, stdout=subprocess.PIPE, timeout=60
     )
     sys.stdout.buffer.write(done.stdout + b"\n")
     sys.stdout.flush()
     if done.returncode:
-        raise SystemExit(f"demo.py: this command ended with status {done.returncode}: {command}")
+        raise SystemExit(f"demo.py: this command ended with status {done.returncode}: {text}")
     if "consumer.py" in command and done.stdout.count(b"\n") != EVENTS:
-        raise SystemExit(f"demo.py: this command did not print {EVENTS} events: {command}")
+        raise SystemExit(f"demo.py: this command did not print {EVENTS} events: {text}")
 
 
 if __name__ == "__main__":

@@ -411,7 +411,8 @@ def main() -> int:
         with XApi(script, options.token, options.rate, options.port) as api:
             print(f"STREAM_URL={api.url} BEARER_TOKEN={api.token}; Ctrl-C stops it", flush=True)
             with suppress(KeyboardInterrupt):
-                threading.Event().wait()
+                while True:  # on Windows, Ctrl-C does not interrupt the wait for an event or thread
+                    time.sleep(60)
     except OSError as error:
         print(f"x_api.py: cannot use port {options.port}: {error.strerror}; take another --port")
         return 1
