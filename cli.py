@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -214,12 +214,20 @@ def time_type(text: str) -> int:
         if ago:
             seconds = time.time() - int(ago[1]) * UNIT_SECONDS[ago[2]]
         else:
-            seconds = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text)).timestamp()
-    except (ValueError, OverflowError, OSError):  # OSError: Windows, before 1970
+            seconds = _timestamp(datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text)))
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a time, such as 10m (ago), 2026-11-25 or 2026-11-25T14:00:00Z"
         ) from None
     return max(int(seconds * 1000), 0)
+
+
+def _timestamp(moment: datetime) -> float:
+    """Return the seconds since 1970; Windows itself knows no local time before that."""
+    try:
+        return moment.timestamp()
+    except OSError:
+        return moment.replace(tzinfo=timezone.utc).timestamp()
 
 
 ESCAPES = {b"t": b"\t", b"n": b"\n", b"0": b"\0", b"\\": b"\\"}

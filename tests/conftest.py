@@ -24,6 +24,8 @@ from broker import KRAFT, ZOOKEEPER, Broker, class_path
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
 
+pytest_plugins = ["remote"]  # the fixtures of tests/windows
+
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = ["producer", "consumer", "twitter-stream"]
 SOURCES = [
@@ -32,6 +34,7 @@ SOURCES = [
     "delivery.py",
     "http_stream.py",
     "listing.py",
+    "windows.py",
     *(f"{name}.py" for name in SCRIPTS),
 ]
 KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment

@@ -1,0 +1,157 @@
+"""Runs in a Windows Python, on a console: starts programs, and does to them what a user does.
+
+  agent.py PORT FOLDER
+
+It is an XML-RPC server on that port of 127.0.0.1, and stays in the folder; the methods are those of
+Agent. Only what is listed here can be had from within Windows; the tests themselves run on Linux.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from ctypes import wintypes
+from typing import Any
+from xmlrpc.server import SimpleXMLRPCServer
+
+assert sys.platform == "win32"
+
+kernel = ctypes.windll.kernel32
+STANDARD_OUTPUT = -11
+COLUMNS, ROWS = 80, 50  # of the console that is read
+
+
+class Process:
+    """A program, with its output so far.
+
+    `output` is "console", "pipe" (read all the time), "unread" (a pipe that nobody reads), or a
+    number: after so many bytes the pipe's reader goes away.
+    """
+
+    def __init__(self, command: list[str], env: dict[str, str], stdin: str, output: Any) -> None:
+        inputs = {"pipe": subprocess.PIPE, "null": subprocess.DEVNULL, "console": None}
+        on_console = output == "console"
+        self.popen = subprocess.Popen(
+            command,
+            stdin=inputs[stdin],
+            stdout=None if on_console else subprocess.PIPE,
+            stderr=None if on_console else subprocess.PIPE,
+            env={**os.environ, **env},
+        )
+        self.out, self.err = bytearray(), bytearray()
+        self.readers = []
+        if not on_console:
+            self.read(self.popen.stderr, self.err, sys.maxsize)
+        if output == "pipe":
+            self.read(self.popen.stdout, self.out, sys.maxsize)
+        elif isinstance(output, int):
+            self.read(self.popen.stdout, self.out, output)
+
+    def read(self, stream: Any, into: bytearray, limit: int) -> None:
+        reader = threading.Thread(target=copy, args=(stream, into, limit), daemon=True)
+        reader.start()
+        self.readers.append(reader)
+
+
+def copy(stream: Any, into: bytearray, limit: int) -> None:
+    with stream:
+        while len(into) < limit and (block := stream.read1(min(limit - len(into), 1 << 16))):
+            into += block
+
+
+class Agent:
+    def __init__(self, server: SimpleXMLRPCServer) -> None:
+        self.server = server
+        self.processes: list[Process] = []
+
+    def quit(self) -> None:
+        """End all of it, after this call has been answered."""
+        for process in self.processes:
+            process.popen.kill()
+        threading.Thread(target=self.server.shutdown).start()
+
+    def start(
+        self, arguments: list[str], env: dict[str, str], stdin: str, output: str | int
+    ) -> int:
+        """Start a Python program; return its number."""
+        self.processes.append(Process([sys.executable, *arguments], env, stdin, output))
+        return len(self.processes) - 1
+
+    def start_shell(self, command: str, env: dict[str, str]) -> int:
+        """Start a line of cmd; return its number."""
+        self.processes.append(Process(["cmd", "/d", "/c", command], env, "null", "pipe"))
+        return len(self.processes) - 1
+
+    def send(self, number: int, data: bytes) -> None:
+        self.processes[number].popen.stdin.write(data)
+        self.processes[number].popen.stdin.flush()
+
+    def close_input(self, number: int) -> None:
+        with suppress(OSError):
+            self.processes[number].popen.stdin.close()
+
+    def output(self, number: int) -> list[bytes]:
+        """Return what it has written so far to standard output and to standard error."""
+        process = self.processes[number]
+        return [bytes(process.out), bytes(process.err)]
+
+    def wait(self, number: int, seconds: float) -> int | None:
+        """Wait for its end; return its status, or None when it is still running."""
+        process = self.processes[number]
+        try:
+            status = process.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        for reader in process.readers:
+            reader.join(5)
+        return status - (1 << 32) if status > 1 << 31 else status  # XML-RPC has 32 bits
+
+    def kill(self, number: int) -> None:
+        self.processes[number].popen.kill()
+
+    def press(self, key: str) -> None:
+        """Press Ctrl-C ("C") or Ctrl-Break ("Break"), which all programs on the console get."""
+        kernel.GenerateConsoleCtrlEvent(["C", "Break"].index(key), 0)
+
+    def clear(self, code_page: int) -> None:
+        """Clear the console, and set its code page."""
+        kernel.SetConsoleOutputCP(code_page)
+        handle = kernel.GetStdHandle(STANDARD_OUTPUT)
+        written = wintypes.DWORD()
+        start = wintypes._COORD(0, 0)
+        size = COLUMNS * 200
+        blank = ctypes.c_wchar(" ")
+        kernel.FillConsoleOutputCharacterW(handle, blank, size, start, ctypes.byref(written))
+        kernel.SetConsoleCursorPosition(handle, start)
+
+    def screen(self) -> list[str]:
+        """Return the lines that the console shows, without blanks at their ends."""
+        handle = kernel.GetStdHandle(STANDARD_OUTPUT)
+        line = ctypes.create_unicode_buffer(COLUMNS + 1)
+        count = wintypes.DWORD()
+        lines = []
+        for row in range(ROWS):
+            start = wintypes._COORD(0, row)
+            kernel.ReadConsoleOutputCharacterW(handle, line, COLUMNS, start, ctypes.byref(count))
+            lines.append(line[: count.value].rstrip("\0 "))
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGBREAK, signal.SIG_IGN)
+    os.chdir(sys.argv[2])
+    with SimpleXMLRPCServer(
+        ("127.0.0.1", int(sys.argv[1])), logRequests=False, allow_none=True, use_builtin_types=True
+    ) as server:
+        server.register_instance(Agent(server))
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

