@@ -16,6 +16,10 @@ test: lint ## style, types and all tests
 stress: .venv/ready ## brokers killed under load, many more random moments, millions of events, a secured Kafka
 	$(BIN)/python -m pytest -m stress -n 1
 
+windows: .venv/ready ## the tests of Windows, with a Windows Python under Wine; Debian or Ubuntu, as root
+	@$(BIN)/python tests/windows/wine.py
+	$(BIN)/python -m pytest -n 2 tests/windows
+
 soak: .venv/ready ## twitter-stream.py under faults, kills and failing connects, then a day of a million tweets; ARGS=--help
 	@$(BIN)/python tests/soak.py $(ARGS)
 
@@ -33,9 +37,9 @@ lint: .venv/ready ## style and types
 	$(BIN)/mypy --platform win32 *.py
 
 clean: ## remove what the other targets have made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache __pycache__ tests/__pycache__
+	rm -rf .venv .windows .mypy_cache .pytest_cache .ruff_cache __pycache__ tests/__pycache__ tests/windows/__pycache__
 
 .venv/ready: requirements.txt tests/requirements.txt
 	@$(PYTHON) tests/environment.py
 
-.PHONY: help demo broker test stress soak bench picture lint clean
+.PHONY: help demo broker test stress windows soak bench picture lint clean

@@ -25,10 +25,12 @@ BESIDE = {
     "two more terminals": 2,
 }  # what a comment above a block says: run beside what follows
 NOT_RUN = {
-    "Windows",
+    "pip does not run under Wine",
+    "PowerShell",
     "Docker",
     "systemd",
     "the download",
+    "it is run with a longer file",
     "it is what runs this page",
 }  # or: not run, with the reason
 MARK = "--- ended with status"
@@ -225,7 +227,7 @@ def test_each_block_is_run_or_says_why_not() -> None:
         if kind == "not run":
             assert reason in NOT_RUN, text
         else:
-            assert language in ("console", "mermaid", "text", "log", "dotenv"), text
+            assert language in ("console", "bat", "mermaid", "text", "log", "dotenv"), text
             assert note in ("", *BESIDE), text
         assert language != "console" or text.startswith("$ "), text
 
@@ -392,6 +394,7 @@ def test_every_make_target_of_the_readme_exists() -> None:
         "picture",
         "lint",
         "clean",
+        "windows",
     } == named
     assert named <= targets
 

@@ -27,16 +27,17 @@ COLUMNS, ROWS = 80, 50  # of the console that is read
 class Process:
     """A program, with its output so far.
 
+    `stdin` is "pipe", "null", or the path of a file.
     `output` is "console", "pipe" (read all the time), "unread" (a pipe that nobody reads), or a
     number: after so many bytes the pipe's reader goes away.
     """
 
     def __init__(self, command: list[str], env: dict[str, str], stdin: str, output: Any) -> None:
-        inputs = {"pipe": subprocess.PIPE, "null": subprocess.DEVNULL, "console": None}
+        inputs = {"pipe": subprocess.PIPE, "null": subprocess.DEVNULL}
         on_console = output == "console"
         self.popen = subprocess.Popen(
             command,
-            stdin=inputs[stdin],
+            stdin=inputs[stdin] if stdin in inputs else open(stdin, "rb"),  # noqa: SIM115
             stdout=None if on_console else subprocess.PIPE,
             stderr=None if on_console else subprocess.PIPE,
             env={**os.environ, **env},
@@ -73,16 +74,9 @@ class Agent:
             process.popen.kill()
         threading.Thread(target=self.server.shutdown).start()
 
-    def start(
-        self, arguments: list[str], env: dict[str, str], stdin: str, output: str | int
-    ) -> int:
-        """Start a Python program; return its number."""
-        self.processes.append(Process([sys.executable, *arguments], env, stdin, output))
-        return len(self.processes) - 1
-
-    def start_shell(self, command: str, env: dict[str, str]) -> int:
-        """Start a line of cmd; return its number."""
-        self.processes.append(Process(["cmd", "/d", "/c", command], env, "null", "pipe"))
+    def start(self, command: list[str], env: dict[str, str], stdin: str, output: str | int) -> int:
+        """Start a program; return its number."""
+        self.processes.append(Process(command, env, stdin, output))
         return len(self.processes) - 1
 
     def send(self, number: int, data: bytes) -> None:

@@ -77,9 +77,28 @@ class Console:
         output: str | int = "pipe",
     ) -> Program:
         """Start a script; `stdin` and `output` as Process takes them."""
-        command = [windows_path(self.folder / f"{script}.py"), *map(str, arguments)]
+        path = self.folder / f"{script}.py"
+        return self.start_program(path, *arguments, env=env, stdin=stdin, output=output)
+
+    def start_program(
+        self,
+        path: Path,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        stdin: str = "null",
+        output: str | int = "pipe",
+    ) -> Program:
+        command = [windows_path(PYTHON), windows_path(path), *map(str, arguments)]
         number = self.agent.start(command, {**self.env, **(env or {})}, stdin, output)
         return Program(self.agent, number)
+
+    def start_shell(self, folder: Path, lines: str, env: dict[str, str]) -> Program:
+        """A command prompt in a folder that reads its commands from a file; Wine wants no pipe."""
+        path = folder / "commands.txt"
+        text = f'cd /d "{windows_path(folder)}"\n{lines}exit\n'
+        path.write_bytes(text.replace("\n", "\r\n").encode())
+        command = ["cmd", "/d", "/q"]
+        return Program(self.agent, self.agent.start(command, env, windows_path(path), "pipe"))
 
     def run(self, script: str, *arguments: object, **options: Any) -> Ended:
         return self.start(script, *arguments, **options).end()

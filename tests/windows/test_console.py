@@ -1,6 +1,5 @@
 """What a console shows, .env as Windows programs write it, and paths, under Windows."""
 
-
 from remote import Console
 
 import pytest

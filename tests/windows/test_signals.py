@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable
 
-from remote import Console, Program
+from remote import Console
 from x_api import Step, XApi
 
 import pytest
@@ -19,13 +19,6 @@ threading.Timer(float(sys.argv[1]), signal.raise_signal, [signal.SIGBREAK]).star
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def start_reading(console: Console, topic: str) -> Program:
-    """A producer that has read a line from a pipe, and waits for the next one."""
-    program = console.start("producer", "-t", topic, "-v", stdin="pipe")
-    program.send(b"line\n")
-    return program
 
 
 def test_a_silent_pipe(console: Console, topic: str, read: Read) -> None:
@@ -134,7 +127,7 @@ def test_a_pipe_that_nobody_reads(console: Console, topic: str, producer: KafkaP
     program = console.start("consumer", "-t", topic, "-v", output="unread")
     program.wait_for(lambda it: "FetchRequest" in it.err or "fetcher" in it.err)
     console.press("C")
-    assert program.end(LIMIT).status == 0
+    assert program.end(LIMIT).status == 130  # it could not come to a clean end
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""The commands that README.md has for Windows, typed into its command prompt."""
+
+import shutil
+from pathlib import Path
+
+from broker import free_ports
+from remote import Console
+from wine import PYTHON, REPOSITORY, windows_path
+
+from test_readme import README, Block, blocks
+
+SECTION = README[README.index("### On Windows") : README.index("### Get a Kafka")]
+# Instead of the launcher and of a virtual environment, which take an installed Python
+SHIM = f'@"{windows_path(PYTHON)}" %*\r\n'
+VISITS = ["10.0.0.7 GET /index.html", "10.0.0.9 GET /prices.html"]
+
+
+def test_the_commands_for_windows(console: Console, tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    beside, here = commands(port)
+    env = {"KAFKA_BOOTSTRAP_SERVERS": f"localhost:{port}", "TEMP": windows_path(tmp_path)}
+    broker = console.start_shell(copy_project(tmp_path / "beside"), beside, env)
+    broker.wait_for(lambda it: b"is ready on" in it.out, 90)
+    ended = console.start_shell(copy_project(tmp_path / "here"), here, env).end(120)
+    console.press("C")
+    broker.end(30)
+    lines = [*VISITS, "ann:Paris"]
+    assert [line for line in ended.out.decode().splitlines() if line in lines] == [
+        *VISITS * 3,
+        "ann:Paris",
+    ]
+    assert ended.err.splitlines() == [
+        "producer.py: published 2 events to sample",
+        "producer.py: published 1 event to people",
+    ]
+
+
+def commands(port: int) -> tuple[str, str]:
+    """The section's commands: those of another terminal, which start the broker, and the others."""
+    beside, here = "", ""
+    for block in blocks(SECTION):
+        text = block.text.replace("localhost:9092", f"localhost:{port}")
+        if block.note == "another terminal":
+            beside += text.replace("broker.py", f"broker.py --port {port}")
+        elif not block.note:
+            here += text
+    return beside, here
+
+
+def copy_project(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns(".git", ".venv", ".windows", ".env", "*cache*")
+    shutil.copytree(REPOSITORY, folder, ignore=ignored)
+    (folder / ".venv" / "Scripts").mkdir(parents=True)
+    for shim in ("py.bat", ".venv/Scripts/python.bat"):
+        (folder / shim).write_text(SHIM)
+    return folder
+
+
+def test_skipping_the_lines_that_kafka_has(console: Console) -> None:
+    """In the command for going on with a file, up to the pipe to producer.py."""
+    [block] = [block for block in blocks() if block.note.endswith("a longer file")]
+    command = block.text.partition("|")[0].replace("python ", f'"{windows_path(PYTHON)}" ')
+    console.file("access.log", b"".join(b"%d\r\n" % number for number in range(48_213)))
+    shell = console.start_shell(console.folder, f"{command}\n", {})
+    lines = shell.end().out.splitlines(keepends=True)
+    assert [line for line in lines if line[:-2].isdigit()] == [
+        b"48210\r\n",
+        b"48211\r\n",
+        b"48212\r\n",
+    ]
+
+
+def test_each_block_for_windows_is_run_or_says_why_not() -> None:
+    assert all(
+        block.note.startswith("not run") or block in windows_blocks()
+        for block in blocks()
+        if block.language in ("bat", "powershell")
+    )
+
+
+def windows_blocks() -> list[Block]:
+    return [block for block in blocks(SECTION) if block.language == "bat"]

@@ -1,0 +1,57 @@
+"""The demo, and the programs of tests/ that people run by hand, under Windows."""
+
+import socket
+from pathlib import Path
+
+from broker import free_ports
+from remote import Console
+from wine import REPOSITORY, windows_path
+
+TESTS = REPOSITORY / "tests"
+
+
+def test_the_demo(console: Console, tmp_path: Path) -> None:
+    """With a Windows Java, and Kafka on it."""
+    folder = windows_path(tmp_path)
+    ended = console.start_program(TESTS / "demo.py", env={"TEMP": folder, "TMP": folder}).end(180)
+    assert ended.status == 0, ended.err
+    lines = ended.out.decode().splitlines()
+    assert [line for line in lines if line.startswith(">")] == [
+        "> python producer.py -n 5 --interval 0.2",
+        r"> python producer.py tests\visits.log",
+        "> python twitter-stream.py -n 5 --param tweet.fields=created_at,lang",
+        "> python consumer.py -e",
+        "> python consumer.py -e --json",
+    ]
+    assert lines.count("10.0.0.7 GET /index.html") == 1
+    assert ended.err.splitlines() == [
+        "producer.py: published 5 events to sample",
+        "producer.py: published 2 events to sample",
+        "twitter-stream.py: published 5 tweets to sample (0 reconnects, 0 skipped)",
+    ]
+    assert not list(tmp_path.glob("kafka-*"))
+
+
+def test_the_broker(console: Console, tmp_path: Path) -> None:
+    folder = windows_path(tmp_path)
+    [port] = free_ports(1)
+    env = {"TEMP": folder, "TMP": folder}
+    program = console.start_program(TESTS / "broker.py", "--port", port, env=env)
+    program.wait_for(lambda it: it.out or it.err, 90)
+    assert program.out.decode().startswith("Apache Kafka ")
+    assert list(tmp_path.glob("kafka-*"))
+    console.press("C")
+    ended = program.end(30)
+    assert (ended.status, ended.err) == (0, "")
+    assert not list(tmp_path.glob("kafka-*"))
+
+
+def test_the_stand_in_for_x(console: Console) -> None:
+    [port] = free_ports(1)
+    program = console.start_program(TESTS / "x_api.py", "--port", port)
+    program.wait_for(lambda it: it.out)
+    socket.create_connection(("127.0.0.1", port)).close()
+    console.press("C")
+    ended = program.end(10)
+    assert ended.seconds < 3
+    assert (ended.status, ended.err) == (0, "")
