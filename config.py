@@ -196,7 +196,8 @@ def _name_flag(advice: str) -> str:
 
 def _tls_files(explanation: Explanation) -> str:
     """Return the TLS files in use, for a message about TLS."""
-    if explanation.advice != CHECK_TLS:
+    uses_tls = settings().get("KAFKA_SECURITY_PROTOCOL", "").upper().endswith("SSL")
+    if explanation.advice != CHECK_TLS or not uses_tls:
         return ""
     variables = [f"KAFKA_{name.upper()}" for name in TLS_FILES]
     files = [f"{name} is {settings()[name]}" for name in variables if name in settings()]

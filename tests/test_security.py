@@ -52,6 +52,7 @@ RIGHTS = {
     "reader": (ACLOperation.READ, "open"),
     "creator": (ACLOperation.WRITE, "missing"),  # who may write to it, but not create it
     "nobody": (ACLOperation.ALTER, "open"),
+    "watcher": (ACLOperation.DESCRIBE, "empty"),  # who may see it, but not read it
 }
 
 
@@ -176,7 +177,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     broker = Secured(tmp_path_factory.mktemp("secured"))
     with broker:
         with KafkaAdminClient(bootstrap_servers=broker.address) as admin:
-            admin.create_topics({"open": {"num_partitions": 1}, "closed": {"num_partitions": 1}})
+            admin.create_topics(
+                {name: {"num_partitions": 1} for name in ("open", "closed", "empty")}
+            )
             grant_rights(admin)
         with KafkaProducer(bootstrap_servers=broker.address) as producer:
             producer.send("open", b"an event").get(10)
@@ -250,8 +253,10 @@ def refused(cause: str, listener: str = "SASL_SSL") -> str:
     return f"cannot connect to Kafka at {{{listener}}}: {cause}"
 
 
-def tls_failed(cause: str, listener: str = "SASL_SSL") -> str:
-    return refused(f"TLS failed: {cause}. {CHECK_TLS}", listener)
+def tls_failed(cause: str, listener: str = "SASL_SSL", *variables: str) -> str:
+    """The sentence; it names the files in the settings of these variables."""
+    files = ", ".join(f"{name} is {TLS[name]}" for name in variables)
+    return refused(f"TLS failed: {cause}{f' ({files})' if files else ''}. {CHECK_TLS}", listener)
 
 
 def unpublished(topic: str) -> str:
@@ -338,7 +343,13 @@ FAILURES = {
     "expired certificate": Failure(
         but(TLS, BOOTSTRAP_SERVERS="{EXPIRED}"),
         PRODUCE,
-        tls_failed("certificate verify failed: certificate has expired", "EXPIRED"),
+        tls_failed(
+            "certificate verify failed: certificate has expired",
+            "EXPIRED",
+            "KAFKA_SSL_CAFILE",
+            "KAFKA_SSL_CERTFILE",
+            "KAFKA_SSL_KEYFILE",
+        ),
     ),
     "host name mismatch": Failure(
         but(SCRAM, BOOTSTRAP_SERVERS="{LOCALHOST}"),
@@ -347,6 +358,7 @@ FAILURES = {
             "certificate verify failed: Hostname mismatch, "
             "certificate is not valid for 'localhost'",
             "LOCALHOST",
+            "KAFKA_SSL_CAFILE",
         ),
     ),
     "TLS to the PLAINTEXT port": Failure(
@@ -378,6 +390,11 @@ FAILURES = {
         as_user("creator"),
         ("producer", "-n", 1, "-t", "missing"),
         f"cannot create topic missing: {NO_RIGHT}",
+    ),
+    "no right to read, and nothing there": Failure(
+        as_user("watcher"),
+        ("consumer", "-e", "-t", "empty"),
+        f"cannot read topic empty: {NO_RIGHT}",
     ),
     "no right to read": Failure(as_user("writer"), CONSUME, f"cannot read topic open: {NO_RIGHT}"),
     "no right to read, endless": Failure(

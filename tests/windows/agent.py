@@ -1,9 +1,9 @@
 """Runs in a Windows Python, on a console: starts programs, and does to them what a user does.
 
-  agent.py PORT FOLDER
+  agent.py PORT
 
-It is an XML-RPC server on that port of 127.0.0.1, and stays in the folder; the methods are those of
-Agent. Only what is listed here can be had from within Windows; the tests themselves run on Linux.
+It is an XML-RPC server on that port of 127.0.0.1; the methods are those of Agent. The tests
+themselves run on Linux.
 """
 
 import ctypes
@@ -21,6 +21,8 @@ assert sys.platform == "win32"
 
 kernel = ctypes.windll.kernel32
 STANDARD_OUTPUT = -11
+KILL_ON_JOB_CLOSE = 0x2000
+EXTENDED_LIMITS, EXTENDED_LIMITS_SIZE, FLAGS_OFFSET = 9, 144, 16
 COLUMNS, ROWS = 80, 50  # of the console that is read
 
 
@@ -70,8 +72,6 @@ class Agent:
 
     def quit(self) -> None:
         """End all of it, after this call has been answered."""
-        for process in self.processes:
-            process.popen.kill()
         threading.Thread(target=self.server.shutdown).start()
 
     def start(self, command: list[str], env: dict[str, str], stdin: str, output: str | int) -> int:
@@ -136,10 +136,19 @@ class Agent:
         return lines
 
 
+def end_all_together() -> None:
+    """Let Windows end whatever is running when this program ends: all are in one job."""
+    limits = (ctypes.c_byte * EXTENDED_LIMITS_SIZE)()
+    wintypes.DWORD.from_buffer(limits, FLAGS_OFFSET).value = KILL_ON_JOB_CLOSE
+    job = kernel.CreateJobObjectW(None, None)
+    kernel.SetInformationJobObject(job, EXTENDED_LIMITS, limits, EXTENDED_LIMITS_SIZE)
+    kernel.AssignProcessToJobObject(job, wintypes.HANDLE(kernel.GetCurrentProcess()))
+
+
 def main() -> None:
+    end_all_together()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGBREAK, signal.SIG_IGN)
-    os.chdir(sys.argv[2])
     with SimpleXMLRPCServer(
         ("127.0.0.1", int(sys.argv[1])), logRequests=False, allow_none=True, use_builtin_types=True
     ) as server:

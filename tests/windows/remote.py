@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from xmlrpc.client import ServerProxy
 
 from broker import Broker, free_ports
-from wine import PYTHON, REPOSITORY, WINE, environment, windows_path
+from wine import FOLDER, PYTHON, WINE, environment, windows_path
 
 import pytest
 from conftest import Scripts, wait_until
@@ -138,9 +138,10 @@ def agent() -> Iterator[Any]:
     """The program that runs in Windows; `script` gives it a terminal, which is its console."""
     [port] = free_ports(1)
     program = windows_path(Path(__file__).with_name("agent.py"))
-    command = [WINE, windows_path(PYTHON), program, port, windows_path(REPOSITORY)]
+    command = [WINE, windows_path(PYTHON), program, port]
     with subprocess.Popen(
         ["/usr/bin/script", "-qec", shlex.join(map(str, command)), "/dev/null"],
+        cwd=FOLDER,
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

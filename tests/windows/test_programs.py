@@ -11,9 +11,9 @@ TESTS = REPOSITORY / "tests"
 
 
 def test_the_demo(console: Console, tmp_path: Path) -> None:
-    """With a Windows Java, and Kafka on it."""
+    """With a Windows Java, and Kafka on it; the first time, jgo takes a minute under Wine."""
     folder = windows_path(tmp_path)
-    ended = console.start_program(TESTS / "demo.py", env={"TEMP": folder, "TMP": folder}).end(180)
+    ended = console.start_program(TESTS / "demo.py", env={"TEMP": folder, "TMP": folder}).end(300)
     assert ended.status == 0, ended.err
     lines = ended.out.decode().splitlines()
     assert [line for line in lines if line.startswith(">")] == [

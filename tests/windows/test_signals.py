@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 
 from remote import Console
+from wine import windows_path
 from x_api import Step, XApi
 
 import pytest
@@ -13,9 +14,13 @@ from kafka import KafkaProducer
 SOON = 3  # seconds within which a script ends that waits for nobody
 LIMIT = 10  # seconds within which it ends whatever happens, with some to spare
 
-# Ctrl-Break cannot be pressed from outside under Wine, so the program does it itself
-BREAK = """import runpy, signal, sys, threading
-threading.Timer(float(sys.argv[1]), signal.raise_signal, [signal.SIGBREAK]).start()
+# Under Wine nobody outside can press Ctrl-Break, or close the window: the program does it itself
+FROM_WITHIN = """import runpy, signal, sys, threading
+def press(): signal.raise_signal(signal.SIGBREAK)
+def close(): sys.modules["windows"]._handlers[0](2)  # as Windows calls it, in a thread
+timer = threading.Timer(8, globals()[sys.argv[1]])
+timer.daemon = True
+timer.start()
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -46,10 +51,11 @@ def test_sample_events(console: Console, topic: str, interval: float) -> None:
     assert ended.err.startswith("producer.py: published ")
 
 
-def test_ctrl_break(console: Console, topic: str) -> None:
-    (console.folder / "break.py").write_text(BREAK)
-    script = console.file("producer.py", (console.folder / "producer.py").read_bytes())
-    program = console.start("break", 8, script, "-t", topic, stdin="pipe")
+@pytest.mark.parametrize("event", ["press", "close"])
+def test_ctrl_break_and_closing_the_window(console: Console, topic: str, event: str) -> None:
+    (console.folder / "within.py").write_text(FROM_WITHIN)
+    script = windows_path(console.folder / "producer.py")
+    program = console.start("within", event, script, "-t", topic, stdin="pipe")
     program.send(b"first\n")
     ended = program.end()
     assert (ended.status, ended.err) == (
