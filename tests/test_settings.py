@@ -326,6 +326,39 @@ def test_an_env_file_in_the_current_folder_is_named_as_it_is_seen_there(
     check_failure(process, "consumer", sentence, 2)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_an_env_file_of_windows(lone_scripts: Scripts, encoding: str) -> None:
+    """PowerShell's > and Notepad begin UTF-16 with a byte order mark."""
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    text = f"{mark}# größe\r\nKAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9\r\n"
+    (lone_scripts.folder / ".env").write_bytes(text.encode(encoding))
+    sentence = (
+        "cannot connect to Kafka at 127.0.0.1:9: connection refused. "
+        "Is it running there? Check KAFKA_BOOTSTRAP_SERVERS."
+    )
+    check_failure(lone_scripts.start("consumer", "-e"), "consumer", re.escape(sentence), 1)
+
+
+def test_an_env_file_of_two_encodings(lone_scripts: Scripts) -> None:
+    path = lone_scripts.folder / ".env"
+    path.write_bytes(b"KAFKA_CLIENT_ID=a\r\n" + "BEARER_TOKEN=b\r\n".encode("utf-16-le"))
+    sentence = (
+        f"cannot read {path}: part of it is UTF-16 text, which Windows PowerShell's >> writes. "
+        "Save it as UTF-8."
+    )
+    check_failure(lone_scripts.start("consumer"), "consumer", re.escape(sentence), 2)
+
+
+def test_a_path_in_double_quotes(lone_scripts: Scripts) -> None:
+    text = 'KAFKA_SECURITY_PROTOCOL=SSL\nKAFKA_SSL_CAFILE="C:\\new\\tls\\ca.pem"\n'
+    (lone_scripts.folder / ".env").write_text(text)
+    sentence = (
+        r"cannot read C:\new\tls\ca.pem (KAFKA_SSL_CAFILE): in double quotes, a \ and the letter "
+        "after it are a special character. Put the path in single quotes."
+    )
+    check_failure(lone_scripts.start("consumer"), "consumer", re.escape(sentence), 2)
+
+
 def test_an_unreadable_env_file(lone_scripts: Scripts) -> None:
     path = lone_scripts.folder / ".env"
     path.write_bytes(b"BEARER_TOKEN=\xff\n")

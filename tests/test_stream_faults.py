@@ -881,18 +881,18 @@ def test_tweets_that_are_too_large_give_one_line_a_minute(
 
 
 @pytest.mark.parametrize(
-    ("fault", "count", "reasons"),
+    ("fault", "count", "second", "reasons"),
     [
-        (Step(status=503, body=PAGE), 3, ["503 Sorry by the edge"]),
-        (Step(before="close"), 11, ["Remote end closed connection without response"] * 2),
+        (Step(status=503, body=PAGE), 3, 0.02, ["503 Sorry by the edge"]),
+        (Step(before="close"), 11, 0.05, ["Remote end closed connection without response"] * 2),
     ],
     ids=["503", "close"],
 )
 def test_a_server_that_refuses_for_long_gives_one_line_a_minute(
-    scripts: Scripts, topic: str, fault: Step, count: int, reasons: list[str]
+    scripts: Scripts, topic: str, fault: Step, count: int, second: float, reasons: list[str]
 ) -> None:
     """The third 503 comes after 15 to 18 s. The eleventh connect is after X's 3 minutes."""
-    done, api = follow(scripts, topic, 1, [*[fault] * count, Step()], second=0.02)
+    done, api = follow(scripts, topic, 1, [*[fault] * count, Step()], second=second)
     assert len(api.requests) == count + 1
     assert reconnects(done) == reasons
     assert read_summary(done.stderr) == Summary(published=1, reconnects=count)

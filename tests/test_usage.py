@@ -282,8 +282,7 @@ def poor_scripts(scripts: Scripts, tmp_path: Path) -> Scripts:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        "import select, signal, sys\n"
-        "del select.poll\n"
+        "import signal, sys\n"
         "for name in ('setitimer', 'siginterrupt', 'alarm', 'pthread_kill'):\n"
         "    delattr(signal, name)\n"
         "sys.poor = True\n"
@@ -313,20 +312,6 @@ def test_a_signal_while_a_pipe_is_silent(
         f"producer.py: published 3 events to {topic}, stopped before line 4 of standard input\n"
     )
     assert values(read(topic)) == [b"one", b"two", b"three"]
-
-
-def test_the_reader_of_the_output_goes_away(
-    poor_scripts: Scripts, topic: str, producer: KafkaProducer
-) -> None:
-    """Without select.poll the next event shows it."""
-    producer.send(topic, b"first").get(10)
-    with unread_pipe() as (unread, writer):
-        running = poor_scripts.start("consumer", "-t", topic, stdout=writer)
-        os.close(writer)
-        assert unread.readline() == b"first\n"
-    producer.send(topic, b"second").get(10)
-    done = running.end()
-    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_reader_of_the_output_stands_still(
