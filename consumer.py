@@ -54,6 +54,7 @@ from config import (
 from listing import list_lines
 
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka.record.default_records import DefaultRecordBatch
 
 if sys.platform == "win32":
     import windows
@@ -71,6 +72,8 @@ CHECK_TIMEOUT_MS = 1000
 MAX_CHECKED_PARTITIONS = 100
 AWAY_SECONDS = 5.0  # without a response Kafka is considered away
 REBALANCE_SECONDS = 10.0  # a rebalance that takes longer is considered stuck
+
+READ_RECORD = DefaultRecordBatch._read_msg
 
 Offsets = dict[TopicPartition, int]
 
@@ -244,11 +247,52 @@ def read_events(
 def poll(consumer: Any, stop: Stop) -> list[Any]:
     """Return the next events, if any; none while Kafka is away, which the KafkaMonitor says."""
     try:
-        polled = consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS)
+        return next_events(consumer)
     except CONNECTION_ERRORS:
         stop.wait(RETRY_SECONDS)
         return []
+
+
+def next_events(consumer: Any) -> list[Any]:
+    """Return the next events, if there are any within POLL_TIMEOUT_MS."""
+    try:
+        polled = consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS)
+    except errors.CorruptRecordError as error:
+        accepts_any_name = DefaultRecordBatch._read_msg is not READ_RECORD
+        if accepts_any_name or "UnicodeDecodeError" not in str(error):
+            raise
+        DefaultRecordBatch._read_msg = read_record_leniently
+        consumer._fetcher._next_partition_records.drain()  # so that they are fetched again
+        return []
     return [record for batch in polled.values() for record in batch]
+
+
+class HeaderName(str):
+    """The name of a header, which need not be UTF-8; encode() returns its bytes."""
+
+    def encode(self, *_: Any) -> bytes:
+        return super().encode("utf-8", "surrogateescape")
+
+
+class LenientBuffer(bytes):
+    """The bytes of a batch of events; the text in it need not be UTF-8."""
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        return LenientBuffer(part) if isinstance(index, slice) else part
+
+    def decode(self, *_: Any) -> str:
+        return HeaderName(super().decode("utf-8", "surrogateescape"))
+
+
+def read_record_leniently(batch: Any) -> Any:
+    """Read an event whose headers have any names; the client itself rejects one that is not UTF-8.
+
+    Kafka and other clients take any bytes. It is slower, so it is used only once it is needed.
+    """
+    if not isinstance(batch._buffer, LenientBuffer):
+        batch._buffer = LenientBuffer(batch._buffer)
+    return READ_RECORD(batch)
 
 
 def subscribe(consumer: Any, topic: str) -> None:
@@ -320,10 +364,11 @@ def read_offsets(
         consumer.seek(partition, offset)
     monitor = KafkaMonitor(consumer)
     while not pause_finished(consumer, ends):
-        polled = consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS)
-        for partition, records in polled.items():
-            found[partition].extend(r.offset for r in records if r.offset < ends[partition])
-        monitor.check(has_events=bool(polled))
+        records = next_events(consumer)
+        for record in records:
+            if record.offset < end_of(record, ends):
+                found[partition_of(record)].append(record.offset)
+        monitor.check(has_events=bool(records))
     consumer.unsubscribe()
     return found
 
@@ -553,25 +598,33 @@ class AssignmentMonitor:
 
 
 class RebalanceMonitor:
-    """Rejoins the group if a rebalance never finishes.
+    """Says that a rebalance takes long, and rejoins the group if it never finishes.
 
-    kafka-python 3.0.12 loses the last response of a rebalance (SyncGroup) if it arrives between
-    two polls; the consumer then waits for it forever. To leave and rejoin is safe: everything
-    printed is already committed, or cannot be.
+    A member that was killed holds it up until its session has expired. And kafka-python 3.0.12
+    loses the last response of a rebalance (SyncGroup) if it arrives between two polls; the consumer
+    then waits for it forever. To leave and rejoin is safe: everything printed is already committed,
+    or cannot be.
     """
 
     def __init__(self, consumer: Any, options: argparse.Namespace) -> None:
-        self._consumer, self._topic = consumer, options.topic
-        self._stable_at = time.monotonic()
+        self._consumer, self._topic, self._group = consumer, options.topic, options.group
+        self._idle_at = time.monotonic()  # when there was no rebalance last
+        self._has_said = False
 
     def check(self, has_events: bool) -> None:
         now = time.monotonic()
-        if "rebalancing" not in self._consumer.group_metadata().state:
-            self._stable_at = now
-        if now > self._stable_at + REBALANCE_SECONDS:
+        state = self._consumer.group_metadata().state
+        if "stable" in state:
+            self._has_said = False
+        if "rebalancing" not in state:
+            self._idle_at = now
+        if now > self._idle_at + AWAY_SECONDS and not self._has_said:
+            self._has_said = True
+            say(f"group {self._group} is rebalancing; waiting for its other members")
+        if now > self._idle_at + REBALANCE_SECONDS:
             self._consumer.unsubscribe()
             subscribe(self._consumer, self._topic)
-            self._stable_at = now
+            self._idle_at = now
 
 
 class ExpiredEventsHandler(logging.Handler):
@@ -647,7 +700,10 @@ def format_json(record: Any) -> bytes:
     event = {name: getattr(record, name) for name in ("topic", "partition", "offset", "timestamp")}
     event.update(json_field("key", record.key))
     event.update(json_field("value", record.value))
-    event["headers"] = [{"key": key, **json_field("value", value)} for key, value in record.headers]
+    event["headers"] = [
+        {**json_field("key", name.encode()), **json_field("value", value)}
+        for name, value in record.headers
+    ]
     return json.dumps(event, ensure_ascii=False).encode()
 
 

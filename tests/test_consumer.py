@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from broker import Broker
+from consumer import HeaderName
 
 import confluent_kafka
 import pytest
@@ -584,6 +585,35 @@ def test_k_is_the_inverse_of_the_producers(scripts: Scripts, topic: str) -> None
     )
     scripts.run("producer", "-t", topic, "-K", ":", "-Z", input=data)
     assert scripts.run("consumer", "-t", topic, "-K", ":", "-e").stdout == data
+
+
+def test_header_names_that_are_not_utf8(
+    scripts: Scripts, topic: str, producer: KafkaProducer
+) -> None:
+    """kafka-python rejects such an event. It is in a batch with others, and compressed."""
+    name = HeaderName(os.fsdecode(b"\xff\xfe"))
+    with KafkaProducer(
+        bootstrap_servers=scripts.env["KAFKA_BOOTSTRAP_SERVERS"],
+        compression_type="gzip",
+        linger_ms=1000,
+    ) as compressing:
+        for client in (producer, compressing):
+            client.send(topic, b"before", headers=[("plain", b"1")])
+            client.send(topic, b"odd", headers=[(name, b"2"), ("é", b"3")])
+            client.send(topic, b"after")
+            client.flush()
+    done = scripts.run("consumer", "-t", topic, "-e", "-g", topic)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"before\nodd\nafter\n" * 2
+    assert scripts.run("consumer", "-t", topic, "-e", "--last", 2).stdout == b"odd\nafter\n"
+    done = scripts.run("consumer", "-t", topic, "-n", 2, "--json")
+    assert [json.loads(line)["headers"] for line in done.stdout.splitlines()] == [
+        [{"key": "plain", "value": "1"}],
+        [
+            {"key_base64": base64.b64encode(b"\xff\xfe").decode(), "value": "2"},
+            {"key": "é", "value": "3"},
+        ],
+    ]
 
 
 def test_json_holds_everything(scripts: Scripts, topic: str, producer: KafkaProducer) -> None:

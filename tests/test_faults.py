@@ -406,6 +406,21 @@ def test_a_group_member_is_killed_and_another_takes_over(
         list(pool.map(one_round, range(count)))
 
 
+def test_a_rebalance_that_takes_long(scripts: Scripts, topic: str) -> None:
+    """A member that was killed holds it up until its session expires."""
+    assert scripts.run("producer", "-t", topic, input=b"event\n").returncode == 0
+    arguments = ("consumer", "-t", topic, "-g", topic)
+    env = {"KAFKA_SESSION_TIMEOUT_MS": "8000"}
+    killed = scripts.start(*arguments, env=env)
+    killed.wait_for(lambda it: it.out == b"event\n")
+    killed.end(signal.SIGKILL)
+    done = scripts.run(*arguments, "-e")
+    assert done.returncode == 0
+    assert done.stderr.decode() == (
+        f"consumer.py: group {topic} is rebalancing; waiting for its other members\n"
+    )
+
+
 @pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.stress)])
 def test_members_come_and_go_while_a_group_reads(scripts: Scripts, topic: str, rounds: int) -> None:
     """What was printed is committed before another member gets the partition; nothing repeats."""
