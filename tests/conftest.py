@@ -1,5 +1,6 @@
 """What the tests share: a real Kafka, a topic for each test, and the scripts run as processes."""
 
+import compileall
 import fcntl
 import functools
 import itertools
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -219,8 +221,12 @@ class Scripts:
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         self.folder, self.env = folder, env
         folder.mkdir(exist_ok=True)
+        (folder / "__pycache__").mkdir(exist_ok=True)
         for name in SOURCES:
-            shutil.copy(REPOSITORY / name, folder)
+            shutil.copy2(REPOSITORY / name, folder)
+            # With its time of change, so that this is still right for it
+            compiled = Path(cache_from_source(str(REPOSITORY / name)))
+            shutil.copy2(compiled, folder / "__pycache__")
 
     def call(
         self, script: str, arguments: tuple[object, ...], options: dict[str, Any]
@@ -242,8 +248,12 @@ class Scripts:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Download Kafka before the tests run side by side, as jgo cannot do that twice at a time."""
+    """Download Kafka before the tests run side by side, as jgo cannot do that twice at a time.
+
+    And compile the scripts once, not in each test.
+    """
     if not hasattr(config, "workerinput"):
+        compileall.compile_dir(REPOSITORY, maxlevels=0, quiet=1)
         for needed in ((KRAFT,), (ZOOKEEPER,), (KRAFT, "kafka-tools")):
             class_path(*needed)
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 
+@pytest.mark.stress
 def test_the_bench_runs(tmp_path: Path) -> None:
     bench, parts = str(REPOSITORY / "tests" / "bench.py"), ["tweets", "latency", "growth", "many"]
     done = subprocess.run(

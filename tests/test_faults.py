@@ -50,9 +50,9 @@ def numbers(path: Path, count: int) -> Path:
 def test_a_broker_that_is_killed_and_comes_back(
     scripts: Scripts, topic: str, read: Read, mortal: Broker, tmp_path: Path
 ) -> None:
-    path = numbers(tmp_path / "numbers", 300_000)
+    path = numbers(tmp_path / "numbers", 150_000)
     producer = scripts.start("producer", "-t", topic, path)
-    watcher = scripts.start("consumer", "-t", topic, "-n", 30_000)
+    watcher = scripts.start("consumer", "-t", topic, "-n", 10_000)
     assert watcher.end().returncode == 0
     mortal.kill()
     time.sleep(5)  # the outage itself
@@ -61,7 +61,7 @@ def test_a_broker_that_is_killed_and_comes_back(
     done = producer.end(seconds=60)
     assert done.returncode == 0
     *progress, summary = done.stderr.decode().splitlines()
-    assert summary == f"producer.py: published 300000 events to {topic}"
+    assert summary == f"producer.py: published 150000 events to {topic}"
     assert all(PROGRESS.fullmatch(line) for line in progress)
     assert b"".join(record.value + b"\n" for record in read(topic)) == path.read_bytes()
 

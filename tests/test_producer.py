@@ -957,12 +957,12 @@ def test_a_large_file_of_random_bytes_comes_back_byte_for_byte(
 ) -> None:
     chance = random.Random(partition_count)
     lines = [
-        chance.randbytes(chance.randrange(301)).replace(b"\n", b"\r") for _ in range(99_999)
+        chance.randbytes(chance.randrange(301)).replace(b"\n", b"\r") for _ in range(49_999)
     ] + [b"the end"]
     path, out = tmp_path / "events", tmp_path / "out"
     path.write_bytes(b"\n".join(lines))
     done = scripts.run("producer", "-t", topic, "--partitions", partition_count, path)
-    assert done.stderr.decode() == f"producer.py: published 100000 events to {topic}\n"
+    assert done.stderr.decode() == f"producer.py: published 50000 events to {topic}\n"
     with out.open("wb") as file:
         done = scripts.run(
             "consumer", "-t", topic, "-e", stdout=file, stderr=subprocess.PIPE, capture_output=False

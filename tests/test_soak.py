@@ -22,6 +22,7 @@ def cells(table: str, name: str) -> list[str]:
     return [cell.strip() for cell in row.split("|")]
 
 
+@pytest.mark.stress
 def test_a_day_with_faults_loses_and_invents_nothing() -> None:
     printed = soak("--only", "day", "--tweets", "10000", "--every", "500", "--second", "0.05")
     [published] = re.findall(r"^published +([\d,]+) ", printed, re.MULTILINE)
@@ -30,6 +31,7 @@ def test_a_day_with_faults_loses_and_invents_nothing() -> None:
     assert re.search(r"^connects +[\d,]+ \(at most 1 at a time\)$", printed, re.MULTILINE)
 
 
+@pytest.mark.stress
 def test_kills_leave_nothing_missing_and_nothing_twice() -> None:
     printed = soak("--only", "kills", "--kills", "3")
     assert len(cells(printed, "3")) == 5
