@@ -98,6 +98,7 @@ NOT_AUTHORIZED = Explanation(
 )
 NO_GROUP_RIGHT = NOT_AUTHORIZED._replace(cause="not authorized to use the consumer group")
 TIMED_OUT = Explanation("Kafka did not respond in time")
+THROTTLED = "it throttles this client, because of a quota"
 NO_KEY = Explanation("a compacted topic accepts only events with a key", "Use -K.")
 # Kafka accepts or rejects a batch as a whole
 IN_REJECTED_BATCH = Explanation("in one batch with an event that Kafka rejected")
@@ -133,6 +134,11 @@ MESSAGE_EXPLANATIONS = {
     r"Compacted topic cannot accept message without key": NO_KEY,
     r"part of a batch which had .* invalid records": IN_REJECTED_BATCH,
     r"Topic (\S+) not found": Explanation("no such topic: {}"),
+    r"throttled by broker": Explanation(THROTTLED),
+    r"NotEnoughReplicas": Explanation(
+        "too few in-sync replicas for the topic's min.insync.replicas", "Are all brokers running?"
+    ),
+    r"(partition \d+ has no leader)": Explanation("{}", "Are all brokers running?"),
 }
 
 
@@ -221,6 +227,7 @@ class ClientLog(logging.Handler):
     REASON = re.compile(
         r"(DNS lookup failed for \S+:\d+)"
         r"|(Topic \S+ not found)"
+        r"|(throttled by broker)"
         # Bootstrap connection to bootstrap-0 failed: KafkaConnectionError: 111 … (backoff 0.09 …)
         r"|(?:Bootstrap connection to .*? failed|Connection lost|attempts left\)): (?!.*DNS)"
         r"(.*?)(?: \(backoff .*)?$"

@@ -33,7 +33,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from cli import Parser, Stop, count_type, fail, say, separator_type, start, time_type
@@ -43,6 +43,7 @@ if __name__ == "__main__":
 
 from config import (
     CONNECTION_ERRORS,
+    THROTTLED,
     advise_package,
     apply_common_flags,
     client_log,
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         write_lines(list_lines(options.topic, options.group, options.json))
         return 0
     stop = Stop()
-    consumer = connect(KafkaConsumer, consumer_options(options.group))
+    consumer = connect(Consumer, consumer_options(options.group))
     warn_about_expired_events()
     try:
         is_complete = print_events(consumer, options, stop)
@@ -96,6 +97,29 @@ def main(argv: list[str] | None = None) -> int:
             consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
     is_endless = not (options.count or options.stop_at_end)
     return 0 if is_complete or is_endless else stop.exit_status
+
+
+class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
+    """A KafkaConsumer that names a partition without a leader; its parent raises KeyError."""
+
+    def beginning_offsets(self, *arguments: Any, **options: Any) -> Any:
+        with missing_leader_named():
+            return super().beginning_offsets(*arguments, **options)
+
+    def end_offsets(self, *arguments: Any, **options: Any) -> Any:
+        with missing_leader_named():
+            return super().end_offsets(*arguments, **options)
+
+
+@contextmanager
+def missing_leader_named() -> Iterator[None]:
+    """Raise LeaderNotAvailableError instead of KeyError."""
+    try:
+        yield
+    except KeyError as error:
+        [partition] = error.args
+        message = f"partition {partition.partition} has no leader"
+        raise errors.LeaderNotAvailableError(message) from error
 
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
@@ -494,9 +518,9 @@ class Monitor(Protocol):
 
 
 class KafkaMonitor:
-    """Says that Kafka has gone away, and that it is back; a poll just returns nothing.
+    """Says that Kafka, or the leader of a partition, has gone away, and that it is back.
 
-    While there are no events, it asks Kafka for something now and then.
+    A poll just returns nothing from there, so this asks Kafka for something now and then.
     """
 
     def __init__(self, consumer: Any) -> None:
@@ -504,29 +528,42 @@ class KafkaMonitor:
         self._responded_at = time.monotonic()
         self._next_check = self._responded_at + CHECK_SECONDS
         self._is_away = False
+        self._was_throttled = False
 
     def check(self, has_events: bool) -> None:
-        """If there are no events and it is time, check whether Kafka responds."""
-        if not has_events and time.monotonic() < self._next_check:
+        if time.monotonic() < self._next_check:
             return
-        responds = has_events or self._responds()
+        problem = self._problem()
         now = time.monotonic()
         self._next_check = now + CHECK_SECONDS
-        if responds:
+        if not problem:
             self._note_response(now)
-        elif now > self._responded_at + AWAY_SECONDS and not self._is_away:
-            self._is_away = True
-            say(f"waiting for Kafka: {explain_message(client_log().reason).cause}")
+        elif now > self._responded_at + AWAY_SECONDS:
+            self._report(problem)
 
-    def _responds(self) -> bool:
+    def _problem(self) -> str:
+        """Return why Kafka does not respond; "" if it does."""
         partitions = list(self._consumer.assignment())[:MAX_CHECKED_PARTITIONS]
-        if not partitions:
-            return not client_log().is_disconnected
-        try:
-            self._consumer.end_offsets(partitions, CHECK_TIMEOUT_MS)
-        except (*CONNECTION_ERRORS, errors.RetriableError):
-            return False
-        return True
+        reason = ""
+        if partitions:
+            try:
+                self._consumer.end_offsets(partitions, CHECK_TIMEOUT_MS)
+            except errors.LeaderNotAvailableError as error:
+                reason = explain(error).cause
+            except (*CONNECTION_ERRORS, errors.RetriableError):
+                reason = explain_message(client_log().reason).cause
+        elif client_log().is_disconnected:
+            reason = explain_message(client_log().reason).cause
+        return reason
+
+    def _report(self, problem: str) -> None:
+        """Say it once; a client that is throttled may be so again and again."""
+        if problem == THROTTLED:
+            has_been_said, self._was_throttled = self._was_throttled, True
+        else:
+            has_been_said, self._is_away = self._is_away, True
+        if not has_been_said:
+            say(f"waiting for Kafka: {problem}")
 
     def _note_response(self, now: float) -> None:
         self._responded_at = now

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from broker import Broker, Cluster, free_ports
+from broker import Broker, Cluster, Java, free_ports
 from producer import BLOCK_BYTES
 from x_api import Step, XApi
 
@@ -35,7 +35,7 @@ from conftest import (
     values,
     wait_until,
 )
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer, errors
 
 PROGRESS = re.compile(
     r"producer\.py: \d+ events?, \d+/s(, \d+%)?(, waiting for Kafka: (?P<cause>\S.*))?"
@@ -342,6 +342,91 @@ def test_two_of_three_brokers_are_away(cluster_scripts: Scripts, cluster: Cluste
 
 
 @pytest.mark.stress
+def test_a_partition_loses_its_leader_and_the_others_go_on(
+    cluster_scripts: Scripts, cluster: Cluster
+) -> None:
+    """It has one replica. The others are printed meanwhile; with -e that is an error."""
+    with KafkaAdminClient(bootstrap_servers=cluster.address) as admin:
+        admin.create_topics({"single": {"num_partitions": 3, "replication_factor": 1}})
+        wait_until(lambda: len(leaders(admin, "single")) == 3)
+        [lost] = [
+            partition for partition, leader in leaders(admin, "single").items() if leader == 1
+        ]
+    lines = [b"%d" % number for number in range(30)]
+    watcher = cluster_scripts.start("consumer", "-t", "single")
+    assert cluster_scripts.run("producer", "-t", "single", input=b"before\n").returncode == 0
+    watcher.wait_for(lambda it: it.out == b"before\n")
+    cluster.brokers[0].kill()
+    problem = rf"connection refused|partition {lost} has no leader"
+    away = re.compile(rf"consumer\.py: waiting for Kafka: ({problem})\n".encode())
+    watcher.wait_for(lambda it: away.fullmatch(it.err))
+    done = cluster_scripts.run("producer", "-t", "single", input=b"\n".join(lines))
+    assert done.stderr == b"producer.py: published 30 events to single\n"
+    watcher.wait_for(lambda it: set(bytes(it.out).split()) == {b"before", *lines})
+    done = cluster_scripts.run("consumer", "-t", "single", "-e")
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (
+        1,
+        b"",
+        f"consumer.py: cannot read topic single: partition {lost} has no leader. "
+        "Are all brokers running?\n",
+    )
+    assert away.fullmatch(bytes(watcher.err))
+    cluster.brokers[0].start()
+    watcher.wait_for(lambda it: it.err.endswith(b"consumer.py: Kafka is back\n"), 60)
+    done = watcher.end(signal.SIGTERM)
+    assert (done.returncode, done.stderr.count(b"\n")) == (0, 2)
+
+
+def leaders(admin: KafkaAdminClient, topic: str) -> dict[int, int]:
+    """The leader of each partition that has one."""
+    [described] = admin.describe_topics([topic])
+    return {
+        partition["partition_index"]: partition["leader_id"]
+        for partition in described["partitions"]
+        if partition["leader_id"] >= 0
+    }
+
+
+@pytest.mark.stress
+def test_too_few_replicas_are_in_sync(cluster_scripts: Scripts, cluster: Cluster) -> None:
+    """One of two, and min.insync.replicas is 2. It goes on as soon as there are enough."""
+    with KafkaAdminClient(bootstrap_servers=cluster.address) as admin:
+        admin.create_topics({"pair": {"num_partitions": 1, "replication_factor": 2}})
+        wait_until(lambda: leaders(admin, "pair"))
+        [described] = admin.describe_topics(["pair"])
+        [partition] = described["partitions"]
+        [follower] = set(partition["replica_nodes"]) - {partition["leader_id"]}
+    env = {"STREAM_TEST_SECOND": "0.5"}
+    producer = cluster_scripts.start("producer", "-t", "pair", stdin=subprocess.PIPE, env=env)
+    producer.send(b"before\n")
+    watcher = cluster_scripts.start("consumer", "-t", "pair")
+    watcher.wait_for(lambda it: it.out == b"before\n")
+    cluster.brokers[follower - 1].kill()
+    wait_until(lambda: len(in_sync(cluster, "pair")) == 1)
+    producer.send(b"while\n")
+    reason = b"too few in-sync replicas for the topic's min.insync.replicas\n"
+    producer.wait_for(lambda it: it.err.endswith(b"waiting for Kafka: " + reason))
+    cluster.brokers[follower - 1].start()
+    watcher.wait_for(lambda it: it.out == b"before\nwhile\n", 60)
+    assert producer.process.stdin
+    producer.process.stdin.close()
+    done = producer.end()
+    assert done.returncode == 0
+    assert read_summary(done.stderr) == Summary(published=2)
+
+
+def in_sync(cluster: Cluster, topic: str) -> list[int]:
+    """The replicas of its only partition that are in sync; none if no broker says so now."""
+    with (
+        suppress(errors.KafkaError),
+        KafkaAdminClient(bootstrap_servers=cluster.address) as admin,
+    ):
+        [described] = admin.describe_topics([topic])
+        return described["partitions"][0]["isr_nodes"]  # type: ignore[no-any-return]
+    return []
+
+
+@pytest.mark.stress
 def test_a_topic_is_deleted_where_kafka_creates_none_by_itself(
     cluster_scripts: Scripts, cluster: Cluster
 ) -> None:
@@ -404,6 +489,30 @@ def test_a_group_member_is_killed_and_another_takes_over(
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one_round, range(count)))
+
+
+def set_quota(kafka: Broker, client: str, rate: int) -> None:
+    """Limit the bytes a second that a client, by its name, may publish and read."""
+    quota = ("--add-config", f"producer_byte_rate={rate},consumer_byte_rate={rate}")
+    entity = ("--entity-type", "clients", "--entity-name", client)
+    server = ("--bootstrap-server", kafka.address)
+    command = Java(kafka.version, "kafka.admin.ConfigCommand", *server, "--alter", *quota, *entity)
+    assert command.wait_ended() == 0
+
+
+def test_a_quota(scripts: Scripts, topic: str, kafka: Broker, producer: KafkaProducer) -> None:
+    """Kafka lets 11 s' worth pass, and then makes the client wait; nothing is lost."""
+    set_quota(kafka, topic, 100_000)
+    lines = [b"%0999d" % number for number in range(2000)]
+    for line in lines:
+        producer.send(topic, line)
+    producer.flush()
+    done = scripts.run("consumer", "-t", topic, "-e", env={"KAFKA_CLIENT_ID": topic})
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == lines
+    assert done.stderr.decode() == (
+        "consumer.py: waiting for Kafka: it throttles this client, because of a quota\n"
+    )
 
 
 def test_a_rebalance_that_takes_long(scripts: Scripts, topic: str) -> None:
