@@ -107,6 +107,10 @@ TOO_LARGE = Explanation("larger than the topic's max.message.bytes or KAFKA_MAX_
 ERROR_EXPLANATIONS: dict[type[Exception], Explanation] = {
     errors.GroupAuthorizationFailedError: NO_GROUP_RIGHT,
     errors.AuthorizationError: NOT_AUTHORIZED,
+    errors.InconsistentGroupProtocolError: Explanation(
+        "the other members of the group share out its partitions in another way",
+        "Use another -g, or set the range assignor there.",
+    ),
     errors.UnknownTopicOrPartitionError: Explanation("no such topic", "Check -t."),
     errors.MessageSizeTooLargeError: TOO_LARGE,
     errors.RecordListTooLargeError: TOO_LARGE,

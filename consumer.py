@@ -527,13 +527,16 @@ class KafkaMonitor:
         self._consumer = consumer
         self._responded_at = time.monotonic()
         self._next_check = self._responded_at + CHECK_SECONDS
+        self._has_events = False  # since the last check
         self._is_away = False
         self._was_throttled = False
 
     def check(self, has_events: bool) -> None:
+        self._has_events = self._has_events or has_events
         if time.monotonic() < self._next_check:
             return
         problem = self._problem()
+        self._has_events = False
         now = time.monotonic()
         self._next_check = now + CHECK_SECONDS
         if not problem:
@@ -542,19 +545,20 @@ class KafkaMonitor:
             self._report(problem)
 
     def _problem(self) -> str:
-        """Return why Kafka does not respond; "" if it does."""
+        """Return why Kafka, or a partition's leader, is away; "" if they are not.
+
+        Where events arrive, Kafka is there, even if its response takes long on a slow network.
+        """
         partitions = list(self._consumer.assignment())[:MAX_CHECKED_PARTITIONS]
-        reason = ""
-        if partitions:
-            try:
+        try:
+            if partitions:
                 self._consumer.end_offsets(partitions, CHECK_TIMEOUT_MS)
-            except errors.LeaderNotAvailableError as error:
-                reason = explain(error).cause
-            except (*CONNECTION_ERRORS, errors.RetriableError):
-                reason = explain_message(client_log().reason).cause
-        elif client_log().is_disconnected:
-            reason = explain_message(client_log().reason).cause
-        return reason
+            is_there = bool(partitions) or not client_log().is_disconnected
+        except errors.LeaderNotAvailableError as error:
+            return explain(error).cause
+        except (*CONNECTION_ERRORS, errors.RetriableError):
+            is_there = self._has_events
+        return "" if is_there else explain_message(client_log().reason).cause
 
     def _report(self, problem: str) -> None:
         """Say it once; a client that is throttled may be so again and again."""

@@ -673,6 +673,29 @@ def test_the_members_of_a_group_share_the_partitions(
     assert sorted(events[0] + events[1]) == list(range(10_000))
 
 
+def test_a_group_whose_members_have_another_assignor(
+    scripts: Scripts, topic: str, kafka: Broker, producer: KafkaProducer
+) -> None:
+    producer.send(topic, b"event").get(10)
+    member = confluent_kafka.Consumer(
+        {
+            "bootstrap.servers": kafka.address,
+            "group.id": topic,
+            "partition.assignment.strategy": "cooperative-sticky",
+        }
+    )
+    member.subscribe([topic])
+    wait_until(lambda: member.poll(0.1) or member.assignment())
+    done = scripts.run("consumer", "-t", topic, "-g", topic)
+    member.close()
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (
+        1,
+        b"",
+        f"consumer.py: cannot read topic {topic}: the other members of the group share out its "
+        "partitions in another way. Use another -g, or set the range assignor there.\n",
+    )
+
+
 def test_e_ends_for_a_member_without_partitions(
     scripts: Scripts, topic: str, producer: KafkaProducer
 ) -> None:
