@@ -286,6 +286,22 @@ def test_e_on_an_empty_topic(scripts: Scripts, topic: str, admin: KafkaAdminClie
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.stress
+def test_e_on_a_topic_of_many_partitions(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
+) -> None:
+    """With the client's own position() it would take more than the minute that a run may take."""
+    admin.create_topics({topic: {"num_partitions": 3000}})
+    for number in range(3000):
+        producer.send(topic, b"%d" % number, partition=number)
+    producer.flush()
+    done = scripts.run("consumer", "-t", topic, "-e")
+    assert sorted(map(int, done.stdout.split())) == list(range(3000))
+    last = scripts.run("consumer", "-t", topic, "--last", 1, "-n", 3000)
+    assert sorted(last.stdout.split()) == sorted(done.stdout.split())
+    admin.delete_topics([topic])
+
+
 def test_e_on_a_compacted_topic(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read
 ) -> None:
