@@ -46,6 +46,21 @@ def test_a_broker_in_the_foreground(scripts: Scripts, tmp_path: Path, number: in
     assert list(folder.iterdir()) == []
 
 
+def test_without_the_packages_it_goes_on_in_the_virtual_environment(tmp_path: Path) -> None:
+    """Started with a Python that has none, it runs again with the one of .venv, which is ready."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    project = tmp_path / "project"
+    shutil.copytree(REPOSITORY / "tests", project / "tests")
+    shutil.copy2(REPOSITORY / "requirements.txt", project)
+    (project / ".venv").symlink_to(sys.prefix)
+    done = Running(
+        [str(tmp_path / "bare/bin/python"), "tests/broker.py", "--help"],
+        {"cwd": project, "env": {**os.environ, "COLUMNS": "100"}},
+    ).end()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"usage: broker.py ")
+
+
 def test_a_busy_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
