@@ -15,7 +15,8 @@ import queue
 import re
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
@@ -584,6 +585,29 @@ def _tls_reason(error: ssl.SSLError) -> str:
     """Return OpenSSL's error message without its codes."""
     text = re.sub(r"^\[[^]]*\] | \(_ssl.*$|\.$", "", str(error.args[-1]))
     return "wrong password or not a PEM file" if text == "PEM lib" else text
+
+
+class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
+    """A KafkaConsumer that names a partition without a leader; its parent raises KeyError."""
+
+    def beginning_offsets(self, *arguments: Any, **options: Any) -> Any:
+        with missing_leader_named():
+            return super().beginning_offsets(*arguments, **options)
+
+    def end_offsets(self, *arguments: Any, **options: Any) -> Any:
+        with missing_leader_named():
+            return super().end_offsets(*arguments, **options)
+
+
+@contextmanager
+def missing_leader_named() -> Iterator[None]:
+    """Raise LeaderNotAvailableError instead of KeyError."""
+    try:
+        yield
+    except KeyError as error:
+        [partition] = error.args
+        message = f"partition {partition.partition} has no leader"
+        raise errors.LeaderNotAvailableError(message) from error
 
 
 def connect(client_class: Any, options: dict[str, Any]) -> Any:

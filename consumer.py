@@ -33,7 +33,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Protocol
 
 from cli import Parser, Stop, count_type, fail, say, separator_type, start, time_type
@@ -44,6 +44,7 @@ if __name__ == "__main__":
 from config import (
     CONNECTION_ERRORS,
     THROTTLED,
+    Consumer,
     advise_package,
     apply_common_flags,
     client_log,
@@ -54,7 +55,7 @@ from config import (
 )
 from listing import list_lines
 
-from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition, errors
 from kafka.record.default_records import DefaultRecordBatch
 
 if sys.platform == "win32":
@@ -97,29 +98,6 @@ def main(argv: list[str] | None = None) -> int:
             consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
     is_endless = not (options.count or options.stop_at_end)
     return 0 if is_complete or is_endless else stop.exit_status
-
-
-class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """A KafkaConsumer that names a partition without a leader; its parent raises KeyError."""
-
-    def beginning_offsets(self, *arguments: Any, **options: Any) -> Any:
-        with missing_leader_named():
-            return super().beginning_offsets(*arguments, **options)
-
-    def end_offsets(self, *arguments: Any, **options: Any) -> Any:
-        with missing_leader_named():
-            return super().end_offsets(*arguments, **options)
-
-
-@contextmanager
-def missing_leader_named() -> Iterator[None]:
-    """Raise LeaderNotAvailableError instead of KeyError."""
-    try:
-        yield
-    except KeyError as error:
-        [partition] = error.args
-        message = f"partition {partition.partition} has no leader"
-        raise errors.LeaderNotAvailableError(message) from error
 
 
 def parse_flags(argv: list[str] | None) -> argparse.Namespace:
@@ -204,7 +182,7 @@ def start_flag(options: argparse.Namespace) -> str:
 
 def consumer_options(group: str | None) -> dict[str, Any]:
     return client_options(
-        KafkaConsumer,
+        Consumer,
         group_id=group,
         enable_auto_commit=False,  # it commits what has been read, but not yet printed
         exclude_internal_topics=False,  # they can be printed like any other

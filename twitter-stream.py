@@ -49,7 +49,7 @@ from cli import (
 if __name__ == "__main__":
     start()
 
-from config import apply_common_flags, client_options, connect, explain, settings
+from config import Consumer, apply_common_flags, client_options, connect, explain, settings
 from delivery import (
     SECOND,
     Batch,
@@ -67,7 +67,7 @@ from delivery import (
 from http_stream import StreamOpener, check_network_settings, is_usable_address
 
 import requests
-from kafka import KafkaConsumer, TopicPartition, errors
+from kafka import TopicPartition, errors
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 X_URL = "https://api.x.com/2/tweets/sample/stream"
@@ -832,9 +832,9 @@ class RecentEvents(NamedTuple):
 def resume_from_topic(gap: Gap, topic: str) -> None:
     """Let the gap begin with the topic's newest event; say so if the topic cannot be read."""
     options = client_options(
-        KafkaConsumer, enable_auto_commit=False, auto_offset_reset="earliest", group_id=None
+        Consumer, enable_auto_commit=False, auto_offset_reset="earliest", group_id=None
     )
-    with closing(connect(KafkaConsumer, options)) as consumer:
+    with closing(connect(Consumer, options)) as consumer:
         try:
             recent = read_recent_events(consumer, topic, time.time() - RECENT)
         except errors.KafkaError as error:

@@ -370,6 +370,15 @@ def test_a_partition_loses_its_leader_and_the_others_go_on(
         f"consumer.py: cannot read topic single: partition {lost} has no leader. "
         "Are all brokers running?\n",
     )
+    with XApi() as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+        stream = cluster_scripts.start("twitter-stream", "-t", "single", "--backfill", env=env)
+        sentence = (
+            f"twitter-stream.py: cannot read topic single: partition {lost} has no leader. "
+            "--backfill cannot fill the gap since the last run.\n"
+        )
+        stream.wait_for(lambda it: it.err.startswith(sentence.encode()))
+        stream.end(signal.SIGTERM)
     assert away.fullmatch(bytes(watcher.err))
     cluster.brokers[0].start()
     watcher.wait_for(lambda it: it.err.endswith(b"consumer.py: Kafka is back\n"), 60)
