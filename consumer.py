@@ -620,8 +620,8 @@ class AssignmentMonitor:
             say(f"this member of group {self._group} now reads {assigned} of {total} partitions")
         else:
             say(
-                f"no partition for this member: group {self._group} has more members than "
-                f"topic {self._topic} has partitions ({total}); waiting for one"
+                f"no partition for this member: the other members of group {self._group} have all "
+                f"partitions of topic {self._topic} ({total}); waiting for one"
             )
 
 

@@ -744,8 +744,8 @@ def test_a_member_says_how_many_partitions_it_has(
     first.wait_for(lambda it: it.err == message(1))
     third = scripts.start("consumer", "-t", topic, "-g", topic, env=env)
     none = (
-        f"consumer.py: no partition for this member: group {topic} has more members than "
-        f"topic {topic} has partitions (2); waiting for one\n"
+        f"consumer.py: no partition for this member: the other members of group {topic} have all "
+        f"partitions of topic {topic} (2); waiting for one\n"
     ).encode()
     wait_until(lambda: none in first.err + second.err + third.err)
     [waiting] = [member for member in (first, second, third) if none in member.err]
