@@ -884,7 +884,7 @@ def test_tweets_that_are_too_large_give_one_line_a_minute(
     ("fault", "count", "second", "reasons"),
     [
         (Step(status=503, body=PAGE), 3, 0.02, ["503 Sorry by the edge"]),
-        (Step(before="close"), 11, 0.05, ["Remote end closed connection without response"] * 2),
+        (Step(before="close"), 11, 0.08, ["Remote end closed connection without response"] * 2),
     ],
     ids=["503", "close"],
 )

@@ -214,7 +214,7 @@ def test_a_bug_while_connecting_gets_no_advice(lone_scripts: Scripts) -> None:
     redefine(
         lone_scripts,
         "consumer",
-        "class KafkaConsumer(KafkaConsumer):\n"
+        "class Consumer(Consumer):\n"
         "    def __init__(self, **options):\n"
         "        options['group_id']['sasl']\n",
     )
