@@ -469,7 +469,7 @@ def printed(output: bytes) -> list[tuple[int, int]]:
     return [(event["partition"], event["offset"]) for event in events]
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.stress)])
 def test_a_group_member_is_killed_and_another_takes_over(
     scripts: Scripts, topic: str, read: Read, admin: KafkaAdminClient, tmp_path: Path, count: int
 ) -> None:

@@ -263,7 +263,7 @@ def numbers(tmp_path: Path) -> Path:
     return path
 
 
-MOMENTS = [17, pytest.param(170, marks=pytest.mark.stress)]  # for each of three sources
+MOMENTS = [6, pytest.param(170, marks=pytest.mark.stress)]  # for each of three sources
 
 
 class Interruption(NamedTuple):
@@ -375,7 +375,7 @@ def publish_rest(
         return scripts.run("producer", "-t", topic, "-", *later_parts, stdin=rest.stdout)
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("count", [4, pytest.param(100, marks=pytest.mark.stress)])
 def test_a_run_goes_on_where_a_signal_has_stopped_another(
     scripts: Scripts,
     topic: str,

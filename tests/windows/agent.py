@@ -30,8 +30,8 @@ class Process:
     """A program, with its output so far.
 
     `stdin` is "pipe", "null", or the path of a file.
-    `output` is "console", "pipe" (read all the time), "unread" (a pipe that nobody reads), or a
-    number: after so many bytes the pipe's reader goes away.
+    `output` is "console", "pipe" (read all the time), "stuck" (a pipe of which only the first byte
+    is read), or a number: after so many bytes the pipe's reader goes away.
     """
 
     def __init__(self, command: list[str], env: dict[str, str], stdin: str, output: Any) -> None:
@@ -50,6 +50,9 @@ class Process:
             self.read(self.popen.stderr, self.err, sys.maxsize)
         if output == "pipe":
             self.read(self.popen.stdout, self.out, sys.maxsize)
+        elif output == "stuck":
+            stream = open(self.popen.stdout.fileno(), "rb", closefd=False)  # noqa: SIM115
+            self.read(stream, self.out, 1)
         elif isinstance(output, int):
             self.read(self.popen.stdout, self.out, output)
 

@@ -14,14 +14,17 @@ from kafka import KafkaProducer
 SOON = 3  # seconds within which a script ends that waits for nobody
 LIMIT = 10  # seconds within which it ends whatever happens, with some to spare
 
-# Under Wine nobody outside can press Ctrl-Break, or close the window: the program does it itself
-FROM_WITHIN = """import runpy, signal, sys, threading
+# Under Wine nobody outside can press Ctrl-Break, or close the window: the program does it itself,
+# as soon as there is a file of that name
+FROM_WITHIN = """import os, runpy, signal, sys, threading, time
 def press(): signal.raise_signal(signal.SIGBREAK)
 def close(): sys.modules["windows"]._handlers[0](2)  # as Windows calls it, in a thread
-timer = threading.Timer(8, globals()[sys.argv[1]])
-timer.daemon = True
-timer.start()
-sys.argv = sys.argv[2:]
+_, event, signpost, *sys.argv = sys.argv
+def wait():
+    while not os.path.exists(signpost):
+        time.sleep(0.1)
+    globals()[event]()
+threading.Thread(target=wait, daemon=True).start()
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -54,9 +57,12 @@ def test_sample_events(console: Console, topic: str, interval: float) -> None:
 @pytest.mark.parametrize("event", ["press", "close"])
 def test_ctrl_break_and_closing_the_window(console: Console, topic: str, event: str) -> None:
     (console.folder / "within.py").write_text(FROM_WITHIN)
-    script = windows_path(console.folder / "producer.py")
-    program = console.start("within", event, script, "-t", topic, stdin="pipe")
+    script, signpost = console.folder / "producer.py", console.folder / "now"
+    arguments = (event, windows_path(signpost), windows_path(script), "-t", topic)
+    program = console.start("within", *arguments, stdin="pipe")
     program.send(b"first\n")
+    console.wait_for_events(topic, 1)
+    signpost.touch()
     ended = program.end()
     assert (ended.status, ended.err) == (
         149,  # 128 + SIGBREAK
@@ -130,8 +136,8 @@ def test_a_pipe_that_nobody_reads(console: Console, topic: str, producer: KafkaP
     for _ in range(200):
         producer.send(topic, bytes(10_000))
     producer.flush()
-    program = console.start("consumer", "-t", topic, "-v", output="unread")
-    program.wait_for(lambda it: "FetchRequest" in it.err or "fetcher" in it.err)
+    program = console.start("consumer", "-t", topic, output="stuck")
+    program.wait_for(lambda it: it.out)
     console.press("C")
     assert program.end(LIMIT).status == 130  # it could not come to a clean end
 
