@@ -20,7 +20,7 @@ def test_the_commands_for_windows(console: Console, tmp_path: Path) -> None:
     beside, here = commands(port)
     env = {"KAFKA_BOOTSTRAP_SERVERS": f"localhost:{port}", "TEMP": windows_path(tmp_path)}
     broker = console.start_shell(copy_project(tmp_path / "beside"), beside, env)
-    broker.wait_for(lambda it: b"is ready on" in it.out, 90)
+    broker.wait_for(lambda it: b"is ready on" in it.out, 300)  # the first time, jgo takes long
     ended = console.start_shell(copy_project(tmp_path / "here"), here, env).end(120)
     console.press("C")
     broker.end(30)

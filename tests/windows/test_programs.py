@@ -37,7 +37,7 @@ def test_the_broker(console: Console, tmp_path: Path) -> None:
     [port] = free_ports(1)
     env = {"TEMP": folder, "TMP": folder}
     program = console.start_program(TESTS / "broker.py", "--port", port, env=env)
-    program.wait_for(lambda it: it.out or it.err, 90)
+    program.wait_for(lambda it: it.out or it.err, 300)
     assert program.out.decode().startswith("Apache Kafka ")
     assert list(tmp_path.glob("kafka-*"))
     console.press("C")
