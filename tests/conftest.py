@@ -87,6 +87,12 @@ def read_summary(stderr: bytes) -> Summary:
     return Summary(reason=found["reason"] or "", path=found["path"] or "", **counts)
 
 
+def copy_project(folder: Path) -> None:
+    """Copy what is in the repository, and not what make or a developer has put there."""
+    ignored = shutil.ignore_patterns(".git", ".venv", ".windows", ".env", "*cache*")
+    shutil.copytree(REPOSITORY, folder, ignore=ignored)
+
+
 def without(module: str, folder: Path) -> dict[str, str]:
     """The environment in which a module cannot be imported; `folder` is for what stands in."""
     (folder / f"{module}.py").write_text("raise ImportError")

@@ -3,7 +3,6 @@
 import importlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from broker import free_ports
 from x_api import Step, XApi
 
 import pytest
-from conftest import REPOSITORY, SCRIPTS, SUMMARY, Running, Scripts, wait_until
+from conftest import REPOSITORY, SCRIPTS, SUMMARY, Running, Scripts, copy_project, wait_until
 from picture import draw
 
 README = (REPOSITORY / "README.md").read_text()
@@ -132,9 +131,7 @@ def exists(group: int) -> bool:
 def folder(tmp_path: Path) -> Path:
     """A fresh copy of the project, in a folder with a difficult name."""
     folder = tmp_path / "Ereignisse für Kafka"
-    shutil.copytree(
-        REPOSITORY, folder, ignore=shutil.ignore_patterns(".git", ".venv", ".env", "*cache*")
-    )
+    copy_project(folder)
     return folder
 
 

@@ -109,9 +109,9 @@ class Agent:
     def kill(self, number: int) -> None:
         self.processes[number].popen.kill()
 
-    def press(self, key: str) -> None:
-        """Press Ctrl-C ("C") or Ctrl-Break ("Break"), which all programs on the console get."""
-        kernel.GenerateConsoleCtrlEvent(["C", "Break"].index(key), 0)
+    def press_ctrl_c(self) -> None:
+        """Press Ctrl-C, which all programs on the console get."""
+        kernel.GenerateConsoleCtrlEvent(signal.CTRL_C_EVENT, 0)
 
     def clear(self, code_page: int) -> None:
         """Clear the console, and set its code page."""
@@ -151,7 +151,6 @@ def end_all_together() -> None:
 def main() -> None:
     end_all_together()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGBREAK, signal.SIG_IGN)
     with SimpleXMLRPCServer(
         ("127.0.0.1", int(sys.argv[1])), logRequests=False, allow_none=True, use_builtin_types=True
     ) as server:

@@ -38,7 +38,7 @@ class Program:
 
     @property
     def err(self) -> str:
-        """Its messages, with \\n at their ends, as in the tests for other systems."""
+        """Its messages."""
         return self.agent.output(self.number)[1].decode()  # type: ignore[no-any-return]
 
     def send(self, data: bytes) -> None:
@@ -68,17 +68,9 @@ class Console:
         self.agent, self.scripts, self.env = agent, scripts, env
         self.folder = scripts.folder
 
-    def start(
-        self,
-        script: str,
-        *arguments: object,
-        env: dict[str, str] | None = None,
-        stdin: str = "null",
-        output: str | int = "pipe",
-    ) -> Program:
-        """Start a script; `stdin` and `output` as Process takes them."""
-        path = self.folder / f"{script}.py"
-        return self.start_program(path, *arguments, env=env, stdin=stdin, output=output)
+    def start(self, script: str, *arguments: object, **options: Any) -> Program:
+        """Start a script; with the options of start_program."""
+        return self.start_program(self.folder / f"{script}.py", *arguments, **options)
 
     def start_program(
         self,
@@ -88,6 +80,7 @@ class Console:
         stdin: str = "null",
         output: str | int = "pipe",
     ) -> Program:
+        """Start a Python program; `stdin` and `output` as Process takes them."""
         command = [windows_path(PYTHON), windows_path(path), *map(str, arguments)]
         number = self.agent.start(command, {**self.env, **(env or {})}, stdin, output)
         return Program(self.agent, number)
@@ -109,8 +102,8 @@ class Console:
         path.write_bytes(data)
         return windows_path(path)
 
-    def press(self, key: str) -> None:
-        self.agent.press(key)
+    def press_ctrl_c(self) -> None:
+        self.agent.press_ctrl_c()
 
     def wait_for_events(self, topic: str, count: int) -> None:
         """Wait until so many events have arrived."""

@@ -34,7 +34,7 @@ def test_the_live_line(console: Console, topic: str) -> None:
 
 ENV = "# größe\r\nKAFKA_CLIENT_ID='größe'\r\nKAFKA_BOOTSTRAP_SERVERS={address}\r\n"
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"]
-WAITS = {"KAFKA_BOOTSTRAP_SERVERS": ""}  # an empty one counts as missing
+UNSET = {"KAFKA_BOOTSTRAP_SERVERS": ""}  # an empty one counts as missing
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -43,7 +43,7 @@ def test_env_files(console: Console, topic: str, encoding: str) -> None:
     text = ENV.format(address=console.env["KAFKA_BOOTSTRAP_SERVERS"])
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     (console.folder / ".env").write_bytes((mark + text).encode(encoding))
-    ended = console.run("producer", "-t", topic, "-n", 1, env=WAITS)
+    ended = console.run("producer", "-t", topic, "-n", 1, env=UNSET)
     assert (ended.status, ended.err) == (0, f"producer.py: published 1 event to {topic}\n")
 
 
@@ -59,7 +59,7 @@ def test_env_files(console: Console, topic: str, encoding: str) -> None:
 )
 def test_env_files_that_cannot_be_read(console: Console, data: bytes, reason: str) -> None:
     path = console.file(".env", data)
-    assert console.run("consumer", "-e", env=WAITS)[:3] == (
+    assert console.run("consumer", "-e", env=UNSET)[:3] == (
         2,
         b"",
         f"consumer.py: cannot read {path}: {reason}. Save it as UTF-8.\n",

@@ -1,13 +1,13 @@
 """The commands that README.md has for Windows, typed into its command prompt."""
 
-import shutil
 from pathlib import Path
 
 from broker import free_ports
 from remote import Console
-from wine import PYTHON, REPOSITORY, windows_path
+from wine import PYTHON, windows_path
 
-from test_readme import README, Block, blocks
+from conftest import copy_project
+from test_readme import README, blocks
 
 SECTION = README[README.index("### On Windows") : README.index("### Get a Kafka")]
 # Instead of the launcher and of a virtual environment, which take an installed Python
@@ -19,10 +19,10 @@ def test_the_commands_for_windows(console: Console, tmp_path: Path) -> None:
     [port] = free_ports(1)
     beside, here = commands(port)
     env = {"KAFKA_BOOTSTRAP_SERVERS": f"localhost:{port}", "TEMP": windows_path(tmp_path)}
-    broker = console.start_shell(copy_project(tmp_path / "beside"), beside, env)
+    broker = console.start_shell(make_project(tmp_path / "beside"), beside, env)
     broker.wait_for(lambda it: b"is ready on" in it.out, 300)  # the first time, jgo takes long
-    ended = console.start_shell(copy_project(tmp_path / "here"), here, env).end(120)
-    console.press("C")
+    ended = console.start_shell(make_project(tmp_path / "here"), here, env).end(120)
+    console.press_ctrl_c()
     broker.end(30)
     lines = [*VISITS, "ann:Paris"]
     assert [line for line in ended.out.decode().splitlines() if line in lines] == [
@@ -47,9 +47,9 @@ def commands(port: int) -> tuple[str, str]:
     return beside, here
 
 
-def copy_project(folder: Path) -> Path:
-    ignored = shutil.ignore_patterns(".git", ".venv", ".windows", ".env", "*cache*")
-    shutil.copytree(REPOSITORY, folder, ignore=ignored)
+def make_project(folder: Path) -> Path:
+    """A copy of the project, with what stands in for the launcher and the virtual environment."""
+    copy_project(folder)
     (folder / ".venv" / "Scripts").mkdir(parents=True)
     for shim in ("py.bat", ".venv/Scripts/python.bat"):
         (folder / shim).write_text(SHIM)
@@ -72,11 +72,7 @@ def test_skipping_the_lines_that_kafka_has(console: Console) -> None:
 
 def test_each_block_for_windows_is_run_or_says_why_not() -> None:
     assert all(
-        block.note.startswith("not run") or block in windows_blocks()
+        block.note.startswith("not run") or block in blocks(SECTION)
         for block in blocks()
         if block.language in ("bat", "powershell")
     )
-
-
-def windows_blocks() -> list[Block]:
-    return [block for block in blocks(SECTION) if block.language == "bat"]

@@ -40,7 +40,7 @@ def test_the_broker(console: Console, tmp_path: Path) -> None:
     program.wait_for(lambda it: it.out or it.err, 300)
     assert program.out.decode().startswith("Apache Kafka ")
     assert list(tmp_path.glob("kafka-*"))
-    console.press("C")
+    console.press_ctrl_c()
     ended = program.end(30)
     assert (ended.status, ended.err) == (0, "")
     assert not list(tmp_path.glob("kafka-*"))
@@ -51,7 +51,7 @@ def test_the_stand_in_for_x(console: Console) -> None:
     program = console.start_program(TESTS / "x_api.py", "--port", port)
     program.wait_for(lambda it: it.out)
     socket.create_connection(("127.0.0.1", port)).close()
-    console.press("C")
+    console.press_ctrl_c()
     ended = program.end(10)
     assert ended.seconds < 3
     assert (ended.status, ended.err) == (0, "")

@@ -2,8 +2,9 @@
 
 import socket
 from collections.abc import Callable
+from typing import Any
 
-from remote import Console
+from remote import Console, Ended, Program
 from wine import windows_path
 from x_api import Step, XApi
 
@@ -29,13 +30,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def end_soon(console: Console, program: Program) -> Ended:
+    """Press Ctrl-C; the program has nothing to wait for."""
+    console.press_ctrl_c()
+    ended = program.end(LIMIT)
+    assert ended.seconds < SOON
+    return ended
+
+
 def test_a_silent_pipe(console: Console, topic: str, read: Read) -> None:
     program = console.start("producer", "-t", topic, stdin="pipe")
     program.send(b"first\nsecond\nunfinished")
     console.wait_for_events(topic, 2)
-    console.press("C")
-    ended = program.end(LIMIT)
-    assert ended.seconds < SOON
+    ended = end_soon(console, program)
     assert (ended.status, ended.err) == (
         130,
         f"producer.py: published 2 events to {topic}, stopped before line 3 of standard input\n",
@@ -47,9 +54,7 @@ def test_a_silent_pipe(console: Console, topic: str, read: Read) -> None:
 def test_sample_events(console: Console, topic: str, interval: float) -> None:
     program = console.start("producer", "-t", topic, "--interval", interval)
     console.wait_for_events(topic, 1)
-    console.press("C")
-    ended = program.end(LIMIT)
-    assert ended.seconds < SOON
+    ended = end_soon(console, program)
     assert ended.status == 0
     assert ended.err.startswith("producer.py: published ")
 
@@ -77,20 +82,28 @@ def test_connecting_to_a_broker_that_never_answers(console: Console, script: str
         program = console.start(script, "-b", f"127.0.0.1:{server.getsockname()[1]}")
         server.accept()[0].close()
         server.accept()
-        console.press("C")
+        console.press_ctrl_c()
         ended = program.end(LIMIT)
     assert ended.seconds < 1
     assert (ended.out, ended.err) == (b"", "")
 
 
-def test_a_stalled_kafka(console: Console, topic: str, stalled: Callable[[], None]) -> None:
-    program = console.start("producer", "-t", topic, stdin="pipe")
+def start_and_stall(
+    console: Console, topic: str, stalled: Callable[[], None], **options: Any
+) -> Program:
+    """A producer whose second event meets a Kafka that does not answer any more."""
+    program = console.start("producer", "-t", topic, stdin="pipe", **options)
     program.send(b"first\n")
     console.wait_for_events(topic, 1)
     stalled()
     program.send(b"second\n")
+    return program
+
+
+def test_a_stalled_kafka(console: Console, topic: str, stalled: Callable[[], None]) -> None:
+    program = start_and_stall(console, topic, stalled)
     program.wait_for(lambda it: "waiting for Kafka" in it.err)
-    console.press("C")
+    console.press_ctrl_c()
     ended = program.end(LIMIT)
     assert ended.status == 1
     assert "stopped before line 2 of standard input, 1 failed: event 2 (6 bytes)" in ended.err
@@ -100,11 +113,7 @@ def test_an_event_that_fails_while_the_source_is_silent(
     console: Console, topic: str, stalled: Callable[[], None]
 ) -> None:
     env = {"KAFKA_DELIVERY_TIMEOUT_MS": "1000"}
-    program = console.start("producer", "-t", topic, stdin="pipe", env=env)
-    program.send(b"first\n")
-    console.wait_for_events(topic, 1)
-    stalled()
-    program.send(b"second\n")
+    program = start_and_stall(console, topic, stalled, env=env)
     ended = program.end(20)
     assert ended.status == 1
     assert ended.err.endswith(
@@ -119,16 +128,14 @@ def test_polling(
     producer.send(topic, b"event").get(10)
     program = console.start("consumer", "-t", topic, *flags)
     program.wait_for(lambda it: it.out)
-    console.press("C")
-    ended = program.end(LIMIT)
-    assert ended.seconds < SOON
+    ended = end_soon(console, program)
     assert (ended.status, ended.out, ended.err) == (status, b"event\n", "")
 
 
 def test_waiting_for_a_topic(console: Console, topic: str) -> None:
     program = console.start("consumer", "-t", topic)
     program.wait_for(lambda it: "waiting for it" in it.err)
-    console.press("C")
+    console.press_ctrl_c()
     assert program.end(LIMIT).status == 0
 
 
@@ -138,7 +145,7 @@ def test_a_pipe_that_nobody_reads(console: Console, topic: str, producer: KafkaP
     producer.flush()
     program = console.start("consumer", "-t", topic, output="stuck")
     program.wait_for(lambda it: it.out)
-    console.press("C")
+    console.press_ctrl_c()
     assert program.end(LIMIT).status == 130  # it could not come to a clean end
 
 
@@ -156,9 +163,7 @@ def test_streaming(console: Console, topic: str, step: Step) -> None:
         env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
         program = console.start("twitter-stream", "-t", topic, env=env)
         console.wait_for_events(topic, 1)
-        console.press("C")
-        ended = program.end(LIMIT)
-    assert ended.seconds < SOON
+        ended = end_soon(console, program)
     assert ended.status == 0
     assert f"published 1 tweet to {topic}" in ended.err.replace("tweets", "tweet")
 
@@ -168,21 +173,15 @@ def test_waiting_for_x(console: Console, topic: str) -> None:
         env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
         program = console.start("twitter-stream", "-t", topic, env=env)
         program.wait_for(lambda it: "503" in it.err)
-        console.press("C")
-        ended = program.end(LIMIT)
-    assert ended.seconds < SOON
+        ended = end_soon(console, program)
     assert ended.status == 0
 
 
 def test_a_second_ctrl_c(console: Console, topic: str, stalled: Callable[[], None]) -> None:
-    program = console.start("producer", "-t", topic, stdin="pipe")
-    program.send(b"first\n")
-    console.wait_for_events(topic, 1)
-    stalled()
-    program.send(b"second\n")
+    program = start_and_stall(console, topic, stalled)
     program.wait_for(lambda it: "waiting for Kafka" in it.err)
-    console.press("C")
-    console.press("C")
+    console.press_ctrl_c()
+    console.press_ctrl_c()
     ended = program.end(LIMIT)
     assert ended.seconds < 1.5
     assert ended.status == 130
