@@ -211,7 +211,8 @@ class Broker:
         for program in reversed(self.programs):
             program.kill()
         if hasattr(self, "data"):
-            for path in self.data.rglob("*"):  # Windows keeps a read-only file, as Kafka has
+            # Kafka leaves a read-only file, which Windows would not delete
+            for path in self.data.rglob("*"):
                 with suppress(OSError):
                     path.chmod(0o700)
             shutil.rmtree(self.data, ignore_errors=True)
