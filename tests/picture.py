@@ -1,4 +1,4 @@
-"""Draw standard input as a terminal: an SVG on standard output. `make picture` draws the demo."""
+"""Draw standard input as a terminal and print the SVG. `make picture` draws the demo."""
 
 import itertools
 import sys
@@ -19,7 +19,7 @@ FONT = "14px ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 
 
 
 def width(character: str) -> int:
-    """The columns that it takes in a terminal."""
+    """How many columns the character takes up in a terminal."""
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
@@ -34,7 +34,7 @@ def cut(line: str) -> str:
 
 
 def kind(line: str) -> str:
-    """What the line is in the terminal: the name of its style."""
+    """The name of the line's style: what kind of line it is."""
     if line.startswith("$"):
         return "command"
     return "message" if ".py: " in line else "event"

@@ -39,12 +39,12 @@ SUMMARY = re.compile(
     r" \((?P<reconnects>\d+) reconnects?, (?P<skipped>\d+) skipped"
     r"(, \d+ duplicates?)?(, (?P<gaps>\d+) gaps?)?\)"
 )
-X_SILENCE = 22  # seconds; a gap that is longer is reported
+X_SILENCE = 22  # seconds; a longer gap is reported
 POSTING_RATE = 58  # tweets a second, as in the sampled stream
 MEMORY_LIMIT = 80  # MB, for any number of failing connects
-# A connection that is just open has some: a socket and its duplicate, a selector, the CA bundle
+# A connection open at that moment has some: a socket, its duplicate, a selector, the CA bundle
 DESCRIPTORS_OF_A_CONNECTION = 5
-# For the memory: the longest wait for a 503, of 320 s by X's rules, is 32 ms then
+# For the memory part: the longest wait after a 503, 320 s by X's rules, is then 32 ms
 SHORT_SECOND = 0.0001
 DISCONNECT = {
     "title": "operational-disconnect",
@@ -70,16 +70,16 @@ def line(message: object) -> str:
 
 
 def limited(remaining: int, seconds: float, body: str = "") -> Step:
-    """A 429 that leaves so many connects until the reset after so many seconds."""
+    """A 429 that leaves `remaining` connects until the reset in `seconds` seconds."""
     headers = {"x-rate-limit-remaining": str(remaining)}
     return Step(status=429, headers=headers, reset_after=seconds, body=body)
 
 
 class Fault(NamedTuple):
-    """What a connection does at the end of its tweets, and what the next ones bring, as steps.
+    """How a connection ends after its tweets, and what the next ones do, as steps.
 
-    Tweets have to flow again after `least` to `most` seconds of X's rules, and the summary has to
-    count so many lines as `skipped`.
+    Tweets must flow again after `least` to `most` seconds of X's rules, and the summary must count
+    `skipped` lines as skipped.
     """
 
     steps: list[Step]
@@ -138,9 +138,9 @@ FAULTS = {
 
 
 class Follower:
-    """twitter-stream.py as a process, for use in a `with`, which ends it with kill -9.
+    """twitter-stream.py as a process, for use in a `with` block, which ends it with kill -9.
 
-    `second` is how long a second of X's rules is; `settings` are added to the environment.
+    `second` is how long a second of X's rules lasts; `settings` are added to the environment.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Follower:
         self.messages.close()
 
     def wait_until(self, condition: Callable[[], Any], seconds: float) -> None:
-        """Poll until the condition holds; SystemExit if the process ends, or it takes longer."""
+        """Poll until the condition holds; raise SystemExit if it ends or time runs out."""
         end = time.monotonic() + seconds
         while not condition():
             self.check_running()
@@ -180,14 +180,14 @@ class Follower:
             time.sleep(0.02)
 
     def check_running(self) -> None:
-        """SystemExit if the process has ended."""
+        """Raise SystemExit if the process has ended."""
         if self.process.poll() is not None:
             raise SystemExit(f"soak.py: twitter-stream.py has ended: {self.last_message()}")
 
     def last_messages(self) -> list[str]:
-        """The last of its messages, without the name in front; the first may be torn."""
+        """Its latest messages, without the script's name; the first may be cut off."""
         descriptor = self.messages.fileno()
-        # Not seek(): the process writes where the shared position is
+        # Not seek(): the process shares the file position and writes there
         start = max(os.fstat(descriptor).st_size - 4000, 0)
         lines = os.pread(descriptor, 4000, start).decode(errors="replace").splitlines()
         return [line.partition(": ")[2] for line in lines]
@@ -196,7 +196,7 @@ class Follower:
         return (self.last_messages() or [""])[-1]
 
     def reconnects(self) -> int:
-        """How many its last progress message counts."""
+        """The number of reconnects in its last progress message."""
         counts = re.findall(r"\((\d+) reconnects?, ", "\n".join(self.last_messages()))
         return int(counts[-1]) if counts else 0
 
@@ -217,12 +217,12 @@ class Follower:
         return int(size) / 1024
 
     def descriptors(self) -> int:
-        """How many are open (Linux)."""
+        """How many file descriptors are open (Linux)."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
 def count_values(broker: Broker, topic: str) -> Counter[bytes]:
-    """What is in the topic, and how often."""
+    """Each value in the topic, and how often it occurs."""
     consumer = KafkaConsumer(
         bootstrap_servers=broker.address, auto_offset_reset="earliest", enable_auto_commit=False
     )
@@ -254,7 +254,7 @@ def print_head(*names: str) -> None:
 
 
 def print_rows(rows: list[Row]) -> bool:
-    """Print the rows, and which of them missed their goal; return whether none did."""
+    """Print the rows, marking those that missed their goal; return whether none did."""
     for row in rows:
         print(row.text if row.is_met else f"{row.text} MISSED", flush=True)
     return all(row.is_met for row in rows)
@@ -284,7 +284,7 @@ def try_fault(broker: Broker, number: int, name: str) -> Row:
 
 
 def show_faults() -> bool:
-    """Each fault once, six side by side, where a second is a second."""
+    """Try each fault once, six at a time; here a second is a real second."""
     counts = ("connects", "published", "lost", "invented", "skipped", "gaps told")
     print_head("fault", *counts, "tweets again after", "goal")
     with Broker() as broker, ThreadPoolExecutor(6) as pool:
@@ -297,7 +297,7 @@ def show_faults() -> bool:
 
 
 def show_kills(count: int, seed: int) -> bool:
-    """Kill it so often, every 1 to 4 s, under --backfill; print what the topic then misses."""
+    """Kill it `count` times, every 1 to 4 s, with --backfill; print what the topic then lacks."""
     chance = random.Random(seed)
     print(
         f"kill -9 {count} times, seed {seed}; X posts {POSTING_RATE} tweets a second all the time"
@@ -310,7 +310,7 @@ def show_kills(count: int, seed: int) -> bool:
 
 
 def run_and_kill(broker: Broker, api: XApi, seconds: float) -> float:
-    """Run it for so long; return the time.monotonic() of the kill."""
+    """Run it for `seconds`, then kill it; return the time.monotonic() of the kill."""
     with Follower(broker, api.url, "kills", 1, "--backfill") as follower:
         time.sleep(seconds)
         follower.check_running()
@@ -318,7 +318,7 @@ def run_and_kill(broker: Broker, api: XApi, seconds: float) -> float:
 
 
 def run_and_stop(broker: Broker, api: XApi) -> None:
-    """Run it until what was posted 3 s after its connect is in the topic."""
+    """Run it until a tweet posted 3 s after it connected is in the topic."""
     earlier = len(api.requests)
     with Follower(broker, api.url, "kills", 1, "--backfill") as follower:
         follower.wait_until(lambda: len(api.requests) > earlier, 60)
@@ -328,9 +328,9 @@ def run_and_stop(broker: Broker, api: XApi) -> None:
 
 
 class Found(NamedTuple):
-    """What the topic has of the posted tweets: how often each number, and which have to be there.
+    """Which posted tweets the topic has: how often each number occurs, and which must be there.
 
-    `invented` is how many events are no posted tweets.
+    `invented` is how many events are not posted tweets.
     """
 
     numbers: Counter[int]
@@ -345,9 +345,9 @@ class Found(NamedTuple):
 
 
 def find_numbers(values: Counter[bytes], posted: int) -> Found:
-    """Look for so many posted tweets among the values, given in the topic's order.
+    """Look for the first `posted` tweets among the values, which are in the topic's order.
 
-    All from the first one published to the last one have to be there.
+    All from the first one published to the last must be there.
     """
     numbers_of = {tweet(number): number for number in range(posted)}
     known = {value: count for value, count in values.items() if value in numbers_of}
@@ -357,9 +357,9 @@ def find_numbers(values: Counter[bytes], posted: int) -> Found:
 
 
 def report_kills(api: XApi, kills: list[float], values: Counter[bytes]) -> bool:
-    """Print a row for each kill, and the sums; return whether nothing is missing or twice.
+    """Print a row for each kill, and the totals; return whether none is missing or duplicated.
 
-    A gap lasts to the next connect, even if another run is killed before that.
+    A gap lasts until the next connect, even if another run is killed before that.
     """
     found = find_numbers(values, api.count_posted(time.monotonic()))
     print_head("kill", "gap (s)", "posted in it", "asked back (minutes)", "missing", "twice")
@@ -367,7 +367,7 @@ def report_kills(api: XApi, kills: list[float], values: Counter[bytes]) -> bool:
     for number, kill in enumerate(kills, 1):
         connect = next(request for request in api.requests if request.time > kill)
         end = api.count_posted(connect.time)
-        # What is lost on its way to a killed run was posted before its gap
+        # Tweets lost on their way to a killed run were posted before the gap
         posted = range(begin, end)
         begin = max(begin, end)
         gap, missed = f"{connect.time - kill:.1f}", end - api.count_posted(kill)
@@ -376,7 +376,7 @@ def report_kills(api: XApi, kills: list[float], values: Counter[bytes]) -> bool:
         print(table_row(number, gap, missed, asked_back, *counts))
     missing, twice = found.missing(found.expected), found.twice(range(found.expected.stop))
     print(table_row("all", "", "", "", missing, twice))
-    # The first time it asks back, it may get some that were posted before its first connect
+    # Its first backfill may bring tweets that were posted before its first connect
     earlier = sum(number < found.expected.start for number in found.numbers)
     print(
         f"posted from the first one published to the last: {len(found.expected):,}; "
@@ -390,7 +390,7 @@ def report_kills(api: XApi, kills: list[float], values: Counter[bytes]) -> bool:
 
 
 FAILURES: dict[str, Step | None] = {
-    "refused": None,  # nothing is there
+    "refused": None,  # nothing listens there
     "TLS without an answer": Step(before="close"),
     "503": Step(status=503),
     "reset within the header": Step(before="reset"),
@@ -403,7 +403,7 @@ class Usage(NamedTuple):
 
 
 def show_memory(connects: int) -> bool:
-    """So many failing connects of each kind, side by side; print what they leave behind."""
+    """Fail to connect `connects` times in each way, side by side; print what is left behind."""
     print_head(
         "each connect fails",
         "connects",
@@ -437,7 +437,7 @@ def fail_to_connect(broker: Broker, name: str, connects: int) -> Row:
 
 @contextmanager
 def failing_server(name: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The URL at which each connect fails so, and the settings that it needs."""
+    """The URL at which each connect fails in this way, and the settings it needs."""
     step = FAILURES[name]
     if not step:
         yield f"http://127.0.0.1:{free_ports(1)[0]}/", {}
@@ -454,7 +454,7 @@ def failing_server(name: str) -> Iterator[tuple[str, dict[str, str]]]:
 def make_certificate(folder: Path) -> tuple[tuple[str, str], str]:
     """Files: a certificate for 127.0.0.1 and its key; the authorities to trust.
 
-    Those are many, as usual: it is they that a TLS connection that is not freed keeps in memory.
+    There are many, as usual: an unfreed TLS connection keeps them all in memory.
     """
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
@@ -475,18 +475,18 @@ def usage_after(follower: Follower, connects: int) -> Usage:
 
 
 class Day(NamedTuple):
-    """What was measured on it."""
+    """What was measured during the day."""
 
     summary: re.Match[str]
-    memory: list[float]  # MB, at 10 % and at 100 % of the tweets
+    memory: list[float]  # MB, at 10% and at 100% of the tweets
     outages: list[float]  # seconds
 
 
 def live_a_day(tweets: int, every: int, seed: int, second: float) -> bool:
     """Run it, and print what was measured; return whether nothing was lost or invented.
 
-    `every` is how many tweets there are between two faults, `second` how long a second of X's
-    rules is.
+    `every` is the number of tweets between two faults, `second` the length of a second of X's
+    rules.
     """
     chance = random.Random(seed)
     names = [chance.choice(list(FAULTS)) for _ in range(tweets // every)]
@@ -504,13 +504,13 @@ def live_a_day(tweets: int, every: int, seed: int, second: float) -> bool:
 
 
 def day_script(names: list[str], every: int, second: float) -> list[Step]:
-    """The faults of these names; after them nothing more comes."""
+    """The steps of the faults with these names; after them, only silence."""
     script: list[Step] = []
     for name in names:
         first, *others = FAULTS[name].steps
         script.append(dataclasses.replace(first, tweets=every, batch=50))
         for step in others:
-            # x-rate-limit-reset is a time, so nothing else shortens it
+            # x-rate-limit-reset is a point in time, so it has to be shortened here
             script.append(dataclasses.replace(step, reset_after=step.reset_after * second))
     return [*script, Step(tweets=0, end="silence")]
 
@@ -527,7 +527,7 @@ def follow_for_a_day(follower: Follower, broker: Broker, api: XApi, tweets: int)
         outages.append(restart(broker))
     wait_for(1.0)
     memory.append(follower.memory())
-    # Who takes the last step has read all tweets
+    # Whoever takes the last step has read all tweets
     follower.wait_until(lambda: len(api.requests) >= len(api.script), 3600)
     return Day(follower.stop(), memory, outages)
 
@@ -575,26 +575,26 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         prog="soak.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", choices=PARTS, action="append", help="this part; can be repeated (default: all)"
+        "--only", choices=PARTS, action="append", help="only this part; repeatable (default: all)"
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=None,
-        help="of the kills and of the day's faults (default: another one each time)",
+        help="for the kills and the day's faults (default: a new one each time)",
     )
     parser.add_argument("--kills", type=int, default=20, help="(default: 20)")
     parser.add_argument(
-        "--connects", type=int, default=4000, help="that fail, of each kind (default: 4,000)"
+        "--connects", type=int, default=4000, help="failing connects of each kind (default: 4,000)"
     )
     parser.add_argument(
-        "--tweets", type=int, default=1_000_000, help="of the day (default: 1,000,000)"
+        "--tweets", type=int, default=1_000_000, help="tweets in the day (default: 1,000,000)"
     )
     parser.add_argument(
         "--every", type=int, default=10_000, help="tweets between two faults (default: 10,000)"
     )
     parser.add_argument(
-        "--second", type=float, default=0.1, help="length of a second on the day (default: 0.1)"
+        "--second", type=float, default=0.1, help="length of a second in the day (default: 0.1)"
     )
     return parser.parse_args(argv)
 

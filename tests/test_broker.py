@@ -47,7 +47,7 @@ def test_a_broker_in_the_foreground(scripts: Scripts, tmp_path: Path, number: in
 
 
 def test_without_the_packages_it_goes_on_in_the_virtual_environment(tmp_path: Path) -> None:
-    """Started with a Python that has none, it runs again with the one of .venv, which is ready."""
+    """Started with a Python that has none, it restarts with the one in .venv, which is ready."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     project = tmp_path / "project"
     shutil.copytree(REPOSITORY / "tests", project / "tests")
@@ -90,7 +90,7 @@ def test_no_network_at_the_first_start(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """It has 8 kB, and is mounted in a namespace of its own."""
+    """The disk has 8 kB and is mounted in its own namespace."""
     broker = f"{sys.executable} tests/broker.py --port {free_ports(1)[0]}"
     script = f"mount -t tmpfs -o size=8k tmpfs {tmp_path} && exec {broker}"
     command = ["/usr/bin/env", "unshare", "--map-root-user", "--mount", "sh", "-c", script]

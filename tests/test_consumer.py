@@ -1,4 +1,4 @@
-"""consumer.py, run as users do, against a real Kafka."""
+"""consumer.py, run as users run it, against a real Kafka."""
 
 import base64
 import filecmp
@@ -86,7 +86,7 @@ def committed(scripts: Scripts, group: str, topic: str) -> dict[int, int | None]
 
 
 def watch_memory(script: Running) -> int:
-    """The most that it had in memory, in MB, when it has ended; bounded by 5 minutes."""
+    """Wait for the script to end, at most 5 minutes, and return its peak memory in MB."""
     most, end = 0, time.monotonic() + 300
     while script.process.poll() is None and time.monotonic() < end:
         most = most_memory(script.process.pid) or most
@@ -120,7 +120,7 @@ def held_up(
 def test_a_signal_ends_it_in_order(
     scripts: Scripts, topic: str, producer: KafkaProducer, number: int
 ) -> None:
-    """It is the normal end of an endless run, and too early for one that has not printed enough."""
+    """It is the normal end of an endless run, but premature for one that has not printed enough."""
     publish(producer, topic, range(10))
     endless = scripts.start("consumer", "-t", topic)
     bounded = scripts.start("consumer", "-t", topic, "-n", 21)
@@ -187,7 +187,7 @@ def test_a_missing_topic_is_waited_for_and_not_created(
 ) -> None:
     consumer = scripts.start("consumer", "-t", topic)
     consumer.wait_for(lambda it: it.err)
-    watched_until = time.monotonic() + 5  # it asks for news every two seconds
+    watched_until = time.monotonic() + 5  # the consumer looks for it every two seconds
     while time.monotonic() < watched_until:
         assert topic not in admin.list_topics()
         time.sleep(0.2)
@@ -210,7 +210,7 @@ def test_e_wants_the_topic_now(scripts: Scripts, topic: str, admin: KafkaAdminCl
 def test_only_the_topic_of_exactly_that_name_is_read(
     scripts: Scripts, topic: str, producer: KafkaProducer
 ) -> None:
-    """The name is looked for by a pattern, in which a dot could be any character."""
+    """The consumer finds the topic by a pattern, in which a dot would match any character."""
     name = f"{topic}.x-y_z"
     for number, other in enumerate([f"{topic}ax-y_z", f"{name}2", f"2{name}", name]):
         publish(producer, other, range(number, number + 1))
@@ -290,7 +290,7 @@ def test_e_on_an_empty_topic(scripts: Scripts, topic: str, admin: KafkaAdminClie
 def test_e_on_a_topic_of_many_partitions(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    """With the client's own position() it would take more than the minute that a run may take."""
+    """With the client's own position(), this would exceed the minute that a run may take."""
     admin.create_topics({topic: {"num_partitions": 3000}})
     for number in range(3000):
         producer.send(topic, b"%d" % number, partition=number)
@@ -342,9 +342,9 @@ def last_places(records: list[Any], count: int) -> list[tuple[int, int]]:
 
 
 def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: object) -> None:
-    """Each ends with a control record, which takes an offset and is no event.
+    """Each transaction ends with a control record, which takes up an offset but is not an event.
 
-    Nothing of an aborted one is printed.
+    Nothing from an aborted one is printed.
     """
     address = scripts.env["KAFKA_BOOTSTRAP_SERVERS"]
     client = KafkaProducer(bootstrap_servers=address, transactional_id=topic)
@@ -383,7 +383,7 @@ def test_last_starts_so_many_events_before_the_end_of_each_partition(
     done = consumer.end()
     assert (done.returncode, done.stderr) == (0, b"")
     assert sorted(map(int, done.stdout.split())) == [*last, 30]
-    for expected in ([*last, 30], []):  # a group that has a place goes on there
+    for expected in ([*last, 30], []):  # a group that has a position resumes there
         done = scripts.run("consumer", "-t", topic, "--last", 2, "-e", "-g", topic)
         assert (done.returncode, sorted(map(int, done.stdout.split()))) == (0, expected)
 
@@ -393,7 +393,7 @@ HOUR = 3_600_000  # in milliseconds
 
 @pytest.fixture
 def aged(topic: str, admin: KafkaAdminClient, producer: KafkaProducer) -> int:
-    """Events of 9 to 0 hours before the time returned, by turns in two of three partitions."""
+    """Events from 9 to 0 hours before the returned time, alternately in two of three partitions."""
     now = int(time.time() * 1000)
     admin.create_topics({topic: {"num_partitions": 3}})
     for age in range(9, -1, -1):
@@ -404,7 +404,7 @@ def aged(topic: str, admin: KafkaAdminClient, producer: KafkaProducer) -> int:
 
 def test_since_starts_at_a_time(scripts: Scripts, topic: str, aged: int) -> None:
     def ages_since(moment: str, *arguments: object) -> list[int]:
-        env = {"TZ": "XYZ-3"}  # three hours before UTC
+        env = {"TZ": "XYZ-3"}  # three hours ahead of UTC
         done = scripts.run("consumer", "-t", topic, "--since", moment, "-e", *arguments, env=env)
         assert (done.returncode, done.stderr) == (0, b"")
         return sorted(map(int, done.stdout.split()))
@@ -415,7 +415,7 @@ def test_since_starts_at_a_time(scripts: Scripts, topic: str, aged: int) -> None
     assert ages_since(f"{then:%Y-%m-%dT%H:%M:%S}Z") == [0, 1, 2, 3]
     assert ages_since(f"{local:%Y-%m-%d %H:%M:%S}") == [0, 1, 2, 3]
     assert ages_since(f"{local:%Y-%m-%dT%H:%M:%S}+03:00", "-g", topic) == [0, 1, 2, 3]
-    assert ages_since("3d", "-g", topic) == []  # a group that has a place goes on there
+    assert ages_since("3d", "-g", topic) == []  # a group that has a position resumes there
     assert ages_since("1960-01-01") == list(range(10))
     assert ages_since("9999-12-31") == []
 
@@ -450,7 +450,7 @@ CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
 @pytest.fixture
 def compressed(kafka: Broker, topic: str) -> bytes:
-    """What a topic holds that librdkafka has written: plain events, then some in each codec."""
+    """The contents of a topic written by librdkafka: plain events, then some in each codec."""
     expected = b""
     for codec in CODECS:
         client = confluent_kafka.Producer(
@@ -479,7 +479,7 @@ def test_a_codec_whose_package_is_missing(
     module: str,
     package: str,
 ) -> None:
-    """What comes before it is printed."""
+    """The events before it are printed."""
     done = scripts.run("consumer", "-t", topic, "-e", env=without(module, tmp_path))
     readable = 3 * CODECS.index(codec)
     assert (done.returncode, done.stdout.count(b"\n")) == (1, readable)
@@ -494,7 +494,7 @@ def test_a_codec_whose_package_is_missing(
 def test_events_that_are_deleted_before_they_are_read(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    """As retention does; the groups are at 5 and at 20, Kafka has nothing before 35."""
+    """As by retention: the groups are at 5 and 20, but Kafka has nothing before 35."""
     publish(producer, topic, range(20))
     first = scripts.run("consumer", "-t", topic, "-g", f"{topic}-1", "-n", 5)
     assert first.stdout == lines(range(5))
@@ -511,7 +511,7 @@ def test_events_that_are_deleted_before_they_are_read(
 def test_a_topic_that_is_deleted_while_it_is_read(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, group: list[str]
 ) -> None:
-    """It is waited for, and read from its first event on when it is there again."""
+    """The consumer waits for it, then reads it from its first event when it is back."""
     assert scripts.run("producer", "-t", topic, input=lines(range(20))).returncode == 0
     consumer = scripts.start("consumer", "-t", topic, *group)
     consumer.wait_for(lambda it: it.out == lines(range(20)))
@@ -551,7 +551,7 @@ def test_a_damaged_event(
 
 
 def test_a_slow_reader_of_50_partitions(scripts: Scripts, topic: str, tmp_path: Path) -> None:
-    """What it does not take stays in Kafka, and not in memory."""
+    """What the reader has not read stays in Kafka, not in memory."""
     path = tmp_path / "lines"
     path.write_bytes(b"".join(b"%0999d\n" % number for number in range(120_000)))
     done = scripts.run("producer", "-t", topic, "--partitions", 50, path)
@@ -562,7 +562,7 @@ def test_a_slow_reader_of_50_partitions(scripts: Scripts, topic: str, tmp_path: 
         os.close(out)
         while len(found) < 2_000_000 and consumer.process.poll() is None:
             found += reader.read(50_000)
-            time.sleep(0.05)  # how slow it is
+            time.sleep(0.05)  # this makes the reader slow
         rest = threading.Thread(target=lambda: found.extend(reader.read()))
         rest.start()
         memory = watch_memory(consumer)
@@ -718,7 +718,7 @@ def test_e_ends_for_a_member_without_partitions(
     publish(producer, topic, range(10))
     members = [scripts.start("consumer", "-t", topic, "-g", topic) for _ in range(2)]
     printed: list[bytes] = []
-    for _ in range(2):  # who gets the only partition is chance
+    for _ in range(2):  # which member gets the only partition is random
         done = scripts.run("consumer", "-t", topic, "-g", topic, "-e")
         assert done.returncode == 0
         printed.append(done.stdout)
@@ -729,7 +729,7 @@ def test_e_ends_for_a_member_without_partitions(
 def test_a_member_says_how_many_partitions_it_has(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    """If others take them away or give them back."""
+    """When others take them away or give them back."""
     env = {"KAFKA_HEARTBEAT_INTERVAL_MS": "100"}  # so they hear of each other soon
     admin.create_topics({topic: {"num_partitions": 2}})
     publish(producer, topic, range(1))
@@ -773,7 +773,7 @@ def test_a_group_starts_at_the_latest_event_if_asked(
 ) -> None:
     publish(producer, topic, range(10))
     assert scripts.run("consumer", "-t", topic, "-g", topic, "--latest", "-e").stdout == b""
-    publish(producer, topic, range(10, 20))  # while nobody reads: it goes on where it stopped
+    publish(producer, topic, range(10, 20))  # nobody reads: the group resumes where it stopped
     done = scripts.run("consumer", "-t", topic, "-g", topic, "--latest", "-e")
     assert (done.returncode, done.stdout) == (0, lines(range(10, 20)))
     assert committed(scripts, topic, topic) == {0: 20}
@@ -782,9 +782,9 @@ def test_a_group_starts_at_the_latest_event_if_asked(
 def test_latest_is_refused_where_the_group_cannot_start_there(
     scripts: Scripts, topic: str, producer: KafkaProducer
 ) -> None:
-    """Kafka takes no offsets for a group from outside while it has members.
+    """Kafka accepts no offsets for a group from outside while the group has members.
 
-    Here one of them reads another topic.
+    Here, a member reads another topic.
     """
     publish(producer, topic, range(10))
     publish(producer, f"{topic}-2", range(10))
@@ -809,9 +809,9 @@ def test_e_ends_where_the_topic_is_there_again_and_shorter(
         printed = reader.read()
     done = consumer.end()
     old = (BIG + b"\n") * printed.count(BIG)
-    if done.stderr:  # it found its place to be beyond the new end
+    if done.stderr:  # its position was beyond the new end
         assert (done.returncode, done.stderr, printed) == (0, EXPIRED, old)
-    else:  # it found that the topic is another one
+    else:  # it noticed that this is a new topic
         assert (done.returncode, printed) == (0, old + lines(range(10)))
 
 
@@ -851,7 +851,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(
         wait_until(lambda: is_full(out))
         os.close(out)
         before = processor_seconds(consumer)
-        time.sleep(1)  # in which it has nothing to do
+        time.sleep(1)  # while it has nothing to do
         used = processor_seconds(consumer) - before
         printed = reader.read()
     done = consumer.end()

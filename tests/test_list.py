@@ -39,14 +39,14 @@ def read_json(output: bytes) -> list[Any]:
 
 
 def check(consumer: Running, *expected: str) -> None:
-    """It has printed exactly these lines, and nothing else."""
+    """Check that it printed exactly these lines and nothing else."""
     done = consumer.end()
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode().splitlines() == list(expected)
 
 
 def test_the_topics_of_an_older_kafka(scripts: Scripts) -> None:
-    """It has no other topics, so that the output is known to the byte."""
+    """This broker has no other topics, so the output is known to the byte."""
     with Broker(zookeeper=True) as broker:
         scripts.env["KAFKA_BOOTSTRAP_SERVERS"] = broker.address
         assert scripts.run("consumer", "--list").stdout == b""
@@ -132,7 +132,7 @@ def test_the_partitions_of_a_topic(
 def test_a_missing_topic_is_not_created(
     scripts: Scripts, topic: str, admin: KafkaAdminClient
 ) -> None:
-    """It is an error at once, unlike one that may pass."""
+    """It fails at once, unlike an error that may pass."""
     began = time.monotonic()
     done = scripts.run("consumer", "--list", "-t", topic)
     assert time.monotonic() - began < RETRY_SECONDS
@@ -164,7 +164,7 @@ def test_the_reader_of_the_list_has_gone(
 
 # ------------------------------------------------------------------ Kafka goes away
 
-# The script asks for the offsets only when its standard input has ended, and gives up soon
+# The script asks for the offsets only after its standard input ends, and gives up soon
 GATE = """
 import sys
 
@@ -184,7 +184,7 @@ def fetch_leaders(admin, topic):
 def start_gated(
     scripts: Scripts, topic: str, producer: KafkaProducer
 ) -> Callable[[float], Running]:
-    """start_gated(seconds): a run that knows the leaders, and can ask for so long once more."""
+    """start_gated(seconds): a run that knows the leaders; it may retry for that long."""
     publish(producer, topic, 3)
     listing = scripts.folder / "listing.py"
     text = listing.read_text()
@@ -244,7 +244,7 @@ def test_kafka_stops_answering(
 
 @pytest.mark.stress
 def test_a_broker_of_a_cluster_is_away(tmp_path: Path) -> None:
-    """At first the others still name it as the leader of its partition; then that has none."""
+    """At first the others still name it as its partition's leader; then the partition has none."""
     with Cluster() as cluster:
         scripts = Scripts(tmp_path / "scripts", {"KAFKA_BOOTSTRAP_SERVERS": cluster.address})
         with KafkaAdminClient(bootstrap_servers=cluster.address) as admin:
@@ -307,7 +307,7 @@ def lists_all(scripts: Scripts, topics: dict[str, int], *flags: str) -> bool:
 
 
 def best_time(action: Callable[[], object]) -> float:
-    """In seconds, of three, as the machine may be busy with something else."""
+    """In seconds, the best of three, as the machine may be busy with something else."""
     times = []
     for _ in range(3):
         began = time.monotonic()
@@ -327,7 +327,7 @@ def test_10000_partitions_take_less_than_5_seconds(
 ) -> None:
     with Broker() as broker:
         scripts = Scripts(tmp_path / "scripts", {"KAFKA_BOOTSTRAP_SERVERS": broker.address})
-        # First, as it needs a topic of Kafka's own, and the broker creates one log after another
+        # First, as it needs one of Kafka's own topics, and the broker creates logs one by one
         assert scripts.run("consumer", "--list", "-g", "readers").returncode == 0
         with KafkaAdminClient(bootstrap_servers=broker.address) as admin:
             create_topics(admin, topics)

@@ -1,4 +1,4 @@
-"""What the scripts need to be there, and that importing any of the sources only defines things."""
+"""Which packages the scripts need, and that importing a source file only defines things."""
 
 import importlib.util
 import itertools
@@ -12,8 +12,8 @@ from cli import PACKAGES
 import pytest
 from conftest import REPOSITORY, SCRIPTS, SOURCES, Running, Scripts
 
-# Prints the names of what the import of a module changes in its process. The packages are there
-# before, as a library's own logger is the library's business
+# Prints the names of what importing a module changes in its process. The packages are imported
+# beforehand, as a library's own logger is the library's business
 IMPORT = """
 import gc, importlib, json, logging, signal, sys, threading
 import dotenv, kafka, requests
@@ -46,7 +46,7 @@ print(json.dumps([module.__name__, len(before), changed]))
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "windows.py"])
 def test_an_import_changes_nothing(lone_scripts: Scripts, source: str) -> None:
-    """In a fresh process, as the ones before may have changed it already."""
+    """In a fresh process, as earlier imports may have changed something already."""
     (lone_scripts.folder / "import_it.py").write_text(IMPORT)
     name = source.removesuffix(".py")
     done = lone_scripts.run("import_it", name)
@@ -61,7 +61,7 @@ def test_an_import_changes_nothing(lone_scripts: Scripts, source: str) -> None:
 def test_a_package_that_is_not_installed(
     lone_scripts: Scripts, tmp_path: Path, script: str, missing: str
 ) -> None:
-    """In an interpreter without site-packages that has only the packages before the missing one."""
+    """In an interpreter with no site-packages, only the packages listed before the missing one."""
     packages = tmp_path / "packages"
     packages.mkdir()
     for name in itertools.takewhile(lambda name: name != missing, PACKAGES):

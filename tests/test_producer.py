@@ -67,7 +67,7 @@ NO_KEY = "a compacted topic accepts only events with a key. Use -K."
 
 
 def published(topic: str, count: int, stopped: str = "", note: str = "") -> str:
-    """The summary of a run in which no event failed, perhaps stopped before a line of a file."""
+    """The summary of a run without failed events, possibly stopped before a line of a file."""
     end = f", stopped before {stopped}" if stopped else ""
     return f"producer.py: published {pluralize(count, 'event')} to {topic}{note}{end}\n"
 
@@ -120,7 +120,7 @@ def test_lines_arrive_while_the_pipe_stays_open(scripts: Scripts, topic: str) ->
     for number in range(3):
         producer.send(b"line %d\nhal" % number)
         consumer.wait_for(lambda it, number=number: it.out.endswith(b"line %d\n" % number))  # type: ignore[misc]
-        if number < 2:  # the signal is to find it reading, and not just about to
+        if number < 2:  # the signal must come while it reads, not just before
             producer.send(b"f ")
     done = producer.end(signal.SIGINT)
     assert done.returncode == 130
@@ -139,7 +139,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(
     os.close(reader)
     assert (
         scripts.run("consumer", "-t", topic, "-n", 1).stdout == b"first\n"
-    )  # now the pipe is read
+    )  # now the pipe is being read
     os.write(writer, b"late\n")
     os.close(writer)
     assert producer.end().returncode == 0
@@ -174,7 +174,7 @@ class Feeder(threading.Thread):
 
 @contextmanager
 def busy_processors(count: int) -> Iterator[None]:
-    """So many processes that do nothing but compute, for half an hour at most."""
+    """`count` processes that do nothing but compute, for half an hour at most."""
     code = "import time\nend = time.monotonic() + 1800\nwhile time.monotonic() < end: pass"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     try:
@@ -188,7 +188,7 @@ def busy_processors(count: int) -> Iterator[None]:
 def stop_reading(scripts: Scripts, topic: str, index: int) -> tuple[Result, bytes]:
     """Stop a producer that reads a pipe; return its result, and what it took from the pipe.
 
-    In every other run the pipe is always full, else the producer waits for each line.
+    In every other run the pipe is always full; in the rest the producer waits for each line.
     """
     pause, lead = ((0, 5000), (0.001, 500))[index % 2]
     lines = (b"%050d\n" % number for number in itertools.count())
@@ -208,7 +208,7 @@ def stop_reading(scripts: Scripts, topic: str, index: int) -> tuple[Result, byte
 def test_what_a_signal_finds_read_is_delivered(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read, rounds: int, load: int
 ) -> None:
-    """Each whole line that was taken from the pipe; a line of which a part is left is not."""
+    """Each whole line taken from the pipe is; a line still partly in the pipe is not."""
 
     with busy_processors(load):
         for index in range(rounds):
@@ -245,14 +245,14 @@ def test_sample_events_where_standard_input_is_closed(
 
 
 def test_interval_paces_sample_events(scripts: Scripts, topic: str, read: Read) -> None:
-    """By the times that they carry, as their delivery may be held up, the first one's above all."""
+    """Judged by the events' own times, as delivery may be delayed, above all that of the first."""
     assert scripts.run("producer", "-t", topic, "-n", 3, "--interval", 1).returncode == 0
     times = [json.loads(record.value)["time"] for record in read(topic)]
     assert len(set(times)) == 3
 
 
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-LINES = 300_000  # of the file `numbers`
+LINES = 300_000  # in the file `numbers`
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ MOMENTS = [6, pytest.param(170, marks=pytest.mark.stress)]  # for each of three 
 
 
 class Interruption(NamedTuple):
-    """A signal, and how many seconds it comes after the producer has begun to take signals."""
+    """A signal, and how many seconds after the producer begins to take signals it comes."""
 
     number: signal.Signals
     moment: float
@@ -279,7 +279,7 @@ def interrupt(
     arguments: list[str],
     piped: bytes | None,
 ) -> Result:
-    """Start a producer, perhaps with a pipe that stays open, and send it a signal."""
+    """Start a producer, possibly with a pipe that stays open, and send it a signal."""
     with unread_pipe() as (reader, writer), open(writer, "wb", buffering=0) as pipe:
         standard_input = subprocess.DEVNULL if piped is None else reader
         pipe.write(piped or b"")
@@ -293,7 +293,7 @@ def interrupt(
 
 
 def numbers_in(found: list[Any], source: str) -> list[int]:
-    """The numbers of the source's events, from 0; those of a partition are in their order."""
+    """The numbers of the source's events, from 0; within each partition they must be in order."""
     if source == "samples":
         numbers = [json.loads(record.value)["number"] - 1 for record in found]
     else:
@@ -315,13 +315,13 @@ def test_a_signal_at_any_moment(
     source: str,
     count: int,
 ) -> None:
-    """What is counted is in the topic, each event once, and it is what was first in the source."""
+    """The counted events are in the topic, once each, and were the first in the source."""
     chance = random.Random(source)
     interruptions = [
         Interruption(chance.choice(ENDING), chance.uniform(0, 3)) for _ in range(count)
     ]
     sources = {"pipe": [], "samples": ["--interval", "0", "-n", "9" * 8]}
-    # Some are held up by Kafka, some wait for more to come
+    # Some have to wait for Kafka, some for more input
     piped = [numbers.read_bytes()[: chance.choice([10, 10_000, 1 << 16])] for _ in range(count)]
 
     def check(index: int) -> int:
@@ -349,12 +349,12 @@ SKIP = [
     '{python} -c "import sys, itertools; '
     "sys.stdout.buffer.writelines(itertools.islice(open('{path}', 'rb'), {count}, None))\"",
 ]
-PART_LINES = 30_000  # of each of three files
+PART_LINES = 30_000  # in each of three files
 
 
 @pytest.fixture
 def parts(numbers: Path) -> list[Path]:
-    """Three files with lines of `numbers`, each without a \\n at its end."""
+    """Three files with lines from `numbers`, none ending in \\n."""
     lines = numbers.read_bytes().split(b"\n")
     paths = [numbers.with_name(f"part {number}") for number in range(3)]
     for number, path in enumerate(paths):
@@ -366,7 +366,7 @@ def parts(numbers: Path) -> list[Path]:
 def publish_rest(
     scripts: Scripts, topic: str, parts: list[Path], summary: Summary, skip: str
 ) -> Result:
-    """Publish the rest of the files, as the summary of a stopped run says."""
+    """Publish the rest of the files, following the summary of a stopped run."""
     command = skip.format(
         **summary._asdict(), count=summary.next_line - 1, python=shlex.quote(sys.executable)
     )
@@ -384,7 +384,7 @@ def test_a_run_goes_on_where_a_signal_has_stopped_another(
     parts: list[Path],
     count: int,
 ) -> None:
-    """At any moment; both together publish each line of the files once, and in order."""
+    """At any moment; together, the two runs publish each line of the files once, in order."""
     chance = random.Random("files")
     interruptions = [
         Interruption(chance.choice(ENDING), chance.uniform(0, 1.5)) for _ in range(count)
@@ -444,12 +444,12 @@ def test_after_nohup_a_hangup_is_ignored(scripts: Scripts, topic: str, read: Rea
     assert values(read(topic)) == [b"before", b"after"]
 
 
-# What the thread that reads waits in, by Linux's name for it
+# The kernel function in which the reading thread waits, by its Linux name
 WAITS = {"pipe": "poll_schedule_timeout|do_select", "FIFO without a writer": "wait_for_partner"}
 
 
 def waiting_thread(producer: Running, source: str) -> int:
-    """The thread that reads, once it waits for something to come; before that 0."""
+    """The ID of the reading thread once it is waiting for input; before that, 0."""
     for task in Path(f"/proc/{producer.process.pid}/task").iterdir():
         with suppress(OSError):  # it has just ended
             if re.match(WAITS[source], (task / "wchan").read_text()):
@@ -461,7 +461,7 @@ def waiting_thread(producer: Running, source: str) -> int:
 def test_a_signal_that_interrupts_no_call(
     scripts: Scripts, topic: str, tmp_path: Path, source: str
 ) -> None:
-    """It comes to another thread than the main one, as it may."""
+    """The signal goes to a thread other than the main one, as it may."""
     os.mkfifo(tmp_path / "fifo")
     arguments = [] if source == "pipe" else [tmp_path / "fifo"]
     producer = scripts.start("producer", "-t", topic, *arguments, stdin=subprocess.PIPE)
@@ -530,7 +530,7 @@ def test_lines_of_windows(
 
 
 def test_escapes_in_the_separator(scripts: Scripts, topic: str, read: Read) -> None:
-    """Also beside bytes that are not UTF-8; both scripts know them."""
+    """Also next to bytes that are not UTF-8; both scripts understand escapes."""
     separator = os.fsdecode(b"\\t\xff")
     lines = b"a\t\xff1\nb\t2\nc\\t\xff3\n"
     done = scripts.run("producer", "-t", topic, "-K", separator, input=lines)
@@ -548,7 +548,7 @@ def test_escapes_in_the_separator(scripts: Scripts, topic: str, read: Read) -> N
 def test_it_is_said_that_no_line_had_the_separator(
     scripts: Scripts, topic: str, lines: bytes, note: bool
 ) -> None:
-    """Where there was a line."""
+    """But only if there was a line."""
     done = scripts.run("producer", "-t", topic, "-K", r"\t", input=lines)
     count = lines.count(b"\n")
     assert done.returncode == 0
@@ -556,7 +556,7 @@ def test_it_is_said_that_no_line_had_the_separator(
 
 
 def test_headers(scripts: Scripts, topic: str) -> None:
-    """Of lines, of tombstones and of sample events; their values are bytes."""
+    """On lines, tombstones and sample events; header values are bytes."""
     headers = [b"source=", "né=a=".encode() + b"\xff", b"source=2"]
     flags = [each for header in headers for each in ("-H", os.fsdecode(header))]
     done = scripts.run("producer", "-t", topic, "-K", ":", "-Z", *flags, input=b"a:1\nb:\n")
@@ -668,8 +668,8 @@ class Limit(NamedTuple):
     topic_bytes: int = 4000
 
 
-# A batch's head has 61 bytes; a record 2 + 1 for its length and attributes, 1 + 1 for time and
-# offset, 1 for the key's length, 2 for the value's, 1 for the number of headers
+# A batch's header takes 61 bytes; a record takes 2 + 1 for its length and attributes, 1 + 1 for
+# time and offset, 1 for the key's length, 2 for the value's, 1 for the number of headers
 LIMITS = {
     "value": Limit(3930),
     "key": Limit(3927, ("-K", ":"), key=b"key"),
@@ -684,7 +684,7 @@ LIMITS = {
 
 
 def is_accepted(address: str, topic: str, limit: Limit, size: int) -> bool:
-    """Whether Kafka takes a value of that size, when it is asked by kafka-python alone."""
+    """Whether Kafka accepts a value of that size from kafka-python alone."""
     client = KafkaProducer(
         bootstrap_servers=address, max_request_size=1 << 20, enable_idempotence=False
     )
@@ -701,7 +701,7 @@ def is_accepted(address: str, topic: str, limit: Limit, size: int) -> bool:
 def test_the_largest_event_fits_to_the_byte(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, kafka: Broker, read: Read, case: str
 ) -> None:
-    """Between small ones, which may share batches with each other but not with it."""
+    """It comes between small ones, which may share batches with each other but not with it."""
     limit = LIMITS[case]
     for name, size in ((topic, limit.topic_bytes), (f"{topic}-alone", 4000)):
         admin.create_topics({name: {"configs": {"max.message.bytes": str(size)}}})
@@ -781,7 +781,7 @@ def test_an_endless_line_does_not_fill_memory(scripts: Scripts, topic: str, size
 
 
 def drop_capabilities() -> None:
-    """Let root, too, be refused: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    """Deny root access, too: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     for capability in (1, 2):
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 
@@ -789,7 +789,7 @@ def drop_capabilities() -> None:
 def test_files_that_cannot_be_read_are_named_without_a_broker(
     lone_scripts: Scripts, tmp_path: Path
 ) -> None:
-    """Each once, and where no other is left, that is the end."""
+    """Each once; if no readable file is left, the run ends."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "forbidden").touch(0)
     os.mkfifo(tmp_path / "fifo", 0)
@@ -815,7 +815,7 @@ def test_files_that_cannot_be_read_are_named_without_a_broker(
 
 
 def test_a_fifo_is_opened_once(scripts: Scripts, topic: str, tmp_path: Path, read: Read) -> None:
-    """As are the pipes that a shell makes of <(…): what is in them could be lost."""
+    """So are the pipes a shell makes for <(…): their contents could be lost otherwise."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     command = f"echo 1 > '{path}' & exec \"$@\" <(echo 2) '{path}' /dev/stdin"
@@ -868,7 +868,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_published(
 def test_a_file_that_grows_while_it_is_read(
     scripts: Scripts, topic: str, tmp_path: Path, read: Read
 ) -> None:
-    """It is read up to where it ends by then."""
+    """It is read to its end, including what was added meanwhile."""
     lines = (b"%09d\n" % number for number in itertools.count())
     path = tmp_path / "log"
     path.write_bytes(b"".join(itertools.islice(lines, 50_000)))
@@ -877,7 +877,7 @@ def test_a_file_that_grows_while_it_is_read(
     with path.open("ab", buffering=0) as log:
         while producer.process.poll() is None and time.monotonic() < end:
             log.write(b"".join(itertools.islice(lines, 10)))
-            time.sleep(0.005)  # slower than it reads
+            time.sleep(0.005)  # slower than the producer reads
     done = producer.end()
     assert done.returncode == 0
     found = values(read(topic))
@@ -891,7 +891,7 @@ def test_a_topic_that_is_deleted_while_it_is_written(
 ) -> None:
     """Kafka creates it again, as it does by default.
 
-    What was not acknowledged before is in the new one.
+    Events not acknowledged before that are in the new one.
     """
     producer = scripts.start("producer", "-t", topic, "--interval", "0.001", "-n", 1_000_000)
     assert scripts.run("consumer", "-t", topic, "-n", 100).returncode == 0
@@ -975,7 +975,7 @@ def test_a_large_file_of_random_bytes_comes_back_byte_for_byte(
 
 
 def start_busy(scripts: Scripts, topic: str) -> Running:
-    """A producer that has published for a while, and soon says that it waits for Kafka."""
+    """A producer that has been publishing for a while and soon says it is waiting for Kafka."""
     watcher = scripts.start("consumer", "-t", topic)
     producer = scripts.start(
         *("producer", "-t", topic, "-n", 10_000_000, "--interval", "0.001"),
@@ -1043,7 +1043,7 @@ def test_an_event_that_fails_while_the_source_is_silent_ends_the_run(
     stalled()
     threads = count_threads(producer)
     producer.send(b"second\n")
-    time.sleep(1.5)  # so much later the third fails
+    time.sleep(1.5)  # the third fails that much later
     producer.send(b"third\n")
     wait_until(lambda: count_threads(producer) < threads)  # nothing is read any more
     done = producer.end(number, seconds=6)
@@ -1064,7 +1064,7 @@ def test_an_outage_beyond_the_delivery_timeout_with_a_bound_of_events_in_flight(
     size: int,
     bound: int,
 ) -> None:
-    """Each event that was taken from the pipe is counted; besides the bound it is four blocks."""
+    """Each event taken from the pipe is counted: up to the bound, plus four blocks."""
     env = {"KAFKA_DELIVERY_TIMEOUT_MS": "2000"}
     with unread_pipe() as (reader, writer):
         producer = scripts.start("producer", "-t", topic, stdin=reader, env=env)
@@ -1088,7 +1088,7 @@ def test_an_outage_beyond_the_delivery_timeout_with_a_bound_of_events_in_flight(
 
 
 def live_lines(shown: str, width: int, summary: str) -> list[str]:
-    """The lines that were shown one over the other, before the summary; each fills the width."""
+    """The lines that overwrote one another before the summary; each fills the width."""
     nothing, *live, last, end = shown.split("\r")
     assert (nothing, end) == ("", "\n")
     assert last == summary.removesuffix("\n").ljust(width)
@@ -1100,7 +1100,7 @@ def live_lines(shown: str, width: int, summary: str) -> list[str]:
 def test_on_a_terminal_it_makes_sample_events_and_shows_its_progress(
     scripts: Scripts, topic: str, columns: int
 ) -> None:
-    """In a line that fills all columns but the last, so that it neither wraps nor leaves debris."""
+    """On a line that fills all columns but the last, so it neither wraps nor leaves remnants."""
     with Terminal(columns) as terminal:
         options = {"stdin": terminal.device, "stderr": terminal.device}
         done = scripts.start("producer", "-t", topic, "-n", 4, "--interval", "0.6", **options).end()
@@ -1119,7 +1119,7 @@ def test_on_a_terminal_it_makes_sample_events_and_shows_its_progress(
 def test_on_a_terminal_it_shows_how_much_of_the_file_is_read(
     scripts: Scripts, topic: str, numbers: Path
 ) -> None:
-    """Of the lines as they are in the file; four blocks have been read ahead."""
+    """Counted by the lines as they are in the file; four blocks have been read ahead."""
     with Terminal() as terminal:
         flags = ("-K", "000", "-H", "name=0123456789")
         producer = scripts.start("producer", "-t", topic, *flags, numbers, stderr=terminal.device)
@@ -1204,7 +1204,7 @@ PAIR = [Event(None, b"value"), Event(b"key", None)]
     ("count", "sizes"), [(1, [1]), (2, [2]), (3, [2, 1]), (4, [2, 2]), (6, [2, 2, 2])]
 )
 def test_take_asks_for_no_more_batches_than_it_needs(count: int, sizes: list[int]) -> None:
-    """As the next one may not come before long."""
+    """As the next one may be a long time coming."""
 
     def source() -> Iterator[Batch]:
         yield from [PAIR, PAIR, PAIR]

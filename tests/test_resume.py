@@ -1,4 +1,4 @@
-"""Where a stopped run of producer.py says that another one has to go on."""
+"""Where a stopped run of producer.py says the next run must continue."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> Path:
 def test_a_signal_that_comes_while_a_source_is_silent(
     scripts: Scripts, topic: str, files: Path, arguments: str, published: int, place: str
 ) -> None:
-    """Standard input brings two lines and a half."""
+    """Standard input brings two and a half lines."""
     producer = scripts.start(
         *("producer", "-t", topic, "-K", ":", *arguments.split()),
         stdin=subprocess.PIPE,
@@ -77,7 +77,7 @@ def test_events_that_are_too_large_are_not_where_to_go_on(
 def test_after_a_failure_nothing_is_missing_and_little_comes_twice(
     scripts: Scripts, topic: str, stalled: Callable[[], None], kafka: Broker, read: Read
 ) -> None:
-    """What comes twice was on its way when Kafka went away, and arrived all the same."""
+    """Events that come twice were on their way when Kafka stalled, and still arrived."""
     lines = [b"%09d\n" % number for number in range(10_000)]
     env = {"KAFKA_DELIVERY_TIMEOUT_MS": "2000"}
     producer = scripts.start("producer", "-t", topic, stdin=subprocess.PIPE, env=env)

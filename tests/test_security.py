@@ -65,9 +65,9 @@ def as_user(user: str) -> dict[str, str]:
 
 
 class Secured(Broker):
-    """A broker that asks who its clients are; only those of its PLAINTEXT port may do everything.
+    """A broker that authenticates its clients; only those on its PLAINTEXT port may do everything.
 
-    Its `folder` has what the clients need: ca.pem and other-ca.pem, client.pem and client.key.
+    Its `folder` holds what the clients need: ca.pem and other-ca.pem, client.pem and client.key.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -143,7 +143,7 @@ class Secured(Broker):
         (self.folder / f"{name}-both.pem").write_bytes(text + chain)
 
     def fill(self, text: str) -> str:
-        """The text with the names in braces replaced: listeners by addresses, and `folder`."""
+        """The text with the names in braces replaced: listeners with addresses, and `folder`."""
         return text.format(
             **self.addresses,
             PLAINTEXT=self.address,
@@ -217,7 +217,7 @@ def test_round_trips_with_the_settings_in_the_env_file(
 def test_backfill_after_a_restart_needs_the_right_to_read(
     secured: Secured, tmp_path: Path, user: str, may_read: bool
 ) -> None:
-    """Without it, it says so once, and goes on; topic open has an event of a moment ago."""
+    """Without it, the script says so once and continues; topic open has a recent event."""
     with XApi() as api:
         x = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
         scripts = secured.scripts(tmp_path / "scripts", {**as_user(user), **x})
@@ -245,7 +245,7 @@ CONSUME = ("consumer", "-e", "-t", "open")
 
 
 def but(settings: dict[str, str], **changed: str) -> dict[str, str]:
-    """The settings with some of them changed, by their names without KAFKA_."""
+    """The settings with some of them changed, named without KAFKA_."""
     return {**settings, **{f"KAFKA_{name}": value for name, value in changed.items()}}
 
 
@@ -254,7 +254,7 @@ def refused(cause: str, listener: str = "SASL_SSL") -> str:
 
 
 def tls_failed(cause: str, listener: str = "SASL_SSL", *variables: str) -> str:
-    """The sentence; it names the files in the settings of these variables."""
+    """The sentence, which names the files that these variables are set to."""
     files = ", ".join(f"{name} is {TLS[name]}" for name in variables)
     return refused(f"TLS failed: {cause}{f' ({files})' if files else ''}. {CHECK_TLS}", listener)
 
@@ -264,11 +264,11 @@ def unpublished(topic: str) -> str:
 
 
 class Failure(NamedTuple):
-    """A run that cannot succeed, and the sentence with which it ends; … stands for OpenSSL's words.
+    """A run that cannot succeed, and the sentence it ends with; … stands for OpenSSL's words.
 
-    Kafka closes the connection right after it has answered that it refuses a client, and then
-    kafka-python may lose the answer. `answer` is a part of it, as the client's log (-v) shows it;
-    if none is in the log, the sentence must say that the broker closed the connection.
+    Kafka closes the connection right after answering that it refuses a client, so
+    kafka-python may lose the answer. `answer` is part of it, as the client's log (-v) shows it;
+    if it is not in the log, the sentence must say that the broker closed the connection.
     """
 
     settings: dict[str, str]
@@ -292,7 +292,7 @@ WRONG_PLAIN = f"login refused: Authentication failed: Invalid username or passwo
 NOT_KAFKA = f"not a Kafka response. {CHECK_TLS}"
 UNTRUSTED = "certificate verify failed: unable to get …issuer cert…"
 
-# The settings lead to a broker that refuses them; those that last longest first
+# The settings lead to a broker that refuses them; the slowest cases come first
 FAILURES = {
     "wrong SCRAM password": Failure(
         but(SCRAM, SASL_PLAIN_PASSWORD=WRONG),
@@ -475,9 +475,9 @@ def run_timed(scripts: Scripts, *arguments: Any) -> Timed:
 def runs(
     secured: Secured, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, bool], Future[Timed]]:
-    """The run of each of the FAILURES, and with True of each of the REFUSED with -v.
+    """The run of each of the FAILURES and, under True, of each of the REFUSED with -v.
 
-    They run side by side, as many of them try for 8 seconds.
+    They run side by side, as many of them keep trying for 8 seconds.
     """
     jobs = {}
     names = [*((name, True) for name in REFUSED), *((name, False) for name in FAILURES)]
@@ -487,7 +487,7 @@ def runs(
             scripts = secured.scripts(tmp_path_factory.mktemp("scripts"), settings)
             flags = ["-v"] if verbose else []
             jobs[name, verbose] = pool.submit(run_timed, scripts, *arguments, *flags)
-            time.sleep(0.5)  # a start is that much work
+            time.sleep(0.5)  # starting one is that much work
     return jobs
 
 
@@ -528,7 +528,7 @@ def test_a_refusal_ends_in_a_sentence_that_says_what_the_client_knows(
 def test_without_v_a_refusal_is_one_line(
     secured: Secured, runs: dict[tuple[str, bool], Future[Timed]], name: str
 ) -> None:
-    """Which of the two sentences it is cannot be known here; both begin and end in the same way."""
+    """The test cannot know which of the two sentences it is; both begin and end the same way."""
     failure = FAILURES[name]
     done, seconds = runs[name, False].result()
     assert (done.returncode, done.stdout) == (1, b""), done.stderr
@@ -541,7 +541,7 @@ def test_without_v_a_refusal_is_one_line(
 
 
 def test_the_reason_for_a_refusal_outlives_answers_that_are_lost() -> None:
-    """Each attempt is logged, and where the answer was lost, only the end of the connection."""
+    """Each attempt is logged; where its answer was lost, only the closed connection is."""
     refusals = {
         "[Error 58] SaslAuthenticationFailedError: Authentication failed: no such user": (
             f"login refused: Authentication failed: no such user. {CHECK_LOGIN}"
@@ -574,7 +574,7 @@ def test_the_right_to_write_to_an_existing_topic_is_enough(
 
 
 def test_the_list_has_only_what_the_user_may_see(secured: Secured, tmp_path: Path) -> None:
-    """Whoever may do anything with a topic may also see it; topic closed is for nobody."""
+    """Anyone with any right to a topic may also see it; topic closed is off limits to all."""
     scripts = secured.scripts(tmp_path / "scripts", as_user("reader"))
     topics = scripts.start("consumer", "--list", "--json")
     closed = scripts.start("consumer", "--list", "-t", "closed")

@@ -1,4 +1,4 @@
-"""Settings in .env and the environment, and the messages where they lead to no connection."""
+"""Settings in .env and the environment, and the messages when they lead to no connection."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ CHECK_SERVERS = "Is it running there? Check KAFKA_BOOTSTRAP_SERVERS."
 
 
 def check_failure(running: Running, script: str, sentence: str, status: int = 1) -> None:
-    """Wait for the end of a script that fails with one message, a regular expression."""
+    """Wait for a script to fail with one message, given as a regular expression."""
     done = running.end()
     assert (done.returncode, done.stdout) == (status, b"")
     assert re.fullmatch(rf"{script}\.py: {sentence}\n", done.stderr.decode()), done.stderr
@@ -45,7 +45,7 @@ def check_failure(running: Running, script: str, sentence: str, status: int = 1)
 
 
 def test_no_broker(lone_scripts: Scripts) -> None:
-    """Side by side, as each of them tries for 8 seconds."""
+    """Side by side, as each of them keeps trying for 8 seconds."""
     reasons = {
         "127.0.0.1:1": f"connection refused. {CHECK_SERVERS}",
         "localhost:1": f"connection refused. {CHECK_SERVERS}",
@@ -100,7 +100,7 @@ def test_b_wants_brokers(lone_scripts: Scripts, text: str) -> None:
 
 
 def test_a_broker_whose_own_address_cannot_be_reached(tmp_path: Path) -> None:
-    """As that of a broker in a container often is; the script reaches it only at another one."""
+    """Common for a broker in a container; the script reaches it only at a different address."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         advertised = {
             "UNKNOWN": "kafka.invalid:9092",
@@ -136,7 +136,7 @@ def test_a_broker_whose_own_address_cannot_be_reached(tmp_path: Path) -> None:
 
 
 def test_the_default_is_localhost(lone_scripts: Scripts) -> None:
-    """It holds with and without a broker of the developer's there."""
+    """This holds whether or not the developer has a broker there."""
     running = lone_scripts.start("consumer", "-v")
     running.wait_for(lambda it: re.search(rb" at localhost:9092 ", it.err))
 
@@ -168,7 +168,7 @@ def test_the_wrong_security_protocol(scripts: Scripts) -> None:
         check_failure(process, "consumer", f"cannot connect to Kafka at {address}: {reason}")
 
 
-# ------------------------------------------------------------------ what is checked before it
+# ------------------------------------------------------------------ what is checked first
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -187,7 +187,7 @@ def test_an_incomplete_login(
     process = lone_scripts.start(script, env={**NOWHERE, **TOKEN, **security})
     sentence = f"{missing} is missing; SASL_PLAINTEXT needs it. See .env.example."
     check_failure(process, script, re.escape(sentence), 2)
-    assert time.monotonic() - began < 8, "it has tried to connect"
+    assert time.monotonic() - began < 8, "it tried to connect"
 
 
 def test_a_login_with_scram_needs_a_password_and_over_tls_too(lone_scripts: Scripts) -> None:
@@ -431,7 +431,7 @@ def test_a_setting_changes_what_it_says(scripts: Scripts, topic: str) -> None:
 
 
 def test_every_line_of_env_example_is_a_setting(scripts: Scripts, topic: str) -> None:
-    """With the comment sign in front of each setting removed, every name is accepted."""
+    """With each setting uncommented, every name is accepted."""
     example = (REPOSITORY / ".env.example").read_text()
     names = re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE)
     known = {"BEARER_TOKEN", "STREAM_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_SASL_MECHANISM"}

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 
 def soak(*options: str) -> str:
-    """What it prints; it has to find nothing wrong."""
+    """What soak.py prints; it must find nothing wrong."""
     command = [sys.executable, str(REPOSITORY / "tests" / "soak.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -17,7 +17,7 @@ def soak(*options: str) -> str:
 
 
 def cells(table: str, name: str) -> list[str]:
-    """The row of that name."""
+    """The cells of the row with that name."""
     [row] = re.findall(rf"^\| {name} \|(.*)\|$", table, re.MULTILINE)
     return [cell.strip() for cell in row.split("|")]
 

@@ -1,7 +1,7 @@
 """What X and the network do to twitter-stream.py, as a process, with a stand-in for X and a Kafka.
 
-Times in the rules of X are in "seconds of the rules", of which STREAM_TEST_SECOND is the length.
-test_x_rules.py tests the pieces that hold these rules.
+Times in X's rules are in "seconds of the rules"; STREAM_TEST_SECOND is the length of one.
+test_x_rules.py tests the parts that implement these rules.
 """
 
 import itertools
@@ -59,7 +59,7 @@ def pauses(api: XApi) -> list[float]:
 
 
 def gaps(lines: Sequence[str]) -> list[tuple[int, str]]:
-    """Of each reported gap, its length in seconds and what is said about it."""
+    """For each reported gap, its length in seconds and what is said about it."""
     found = [match for text in lines if (match := GAP.fullmatch(text))]
     return [(in_seconds(*match.group(1, 2, 3)), match[4]) for match in found]
 
@@ -69,7 +69,7 @@ def in_seconds(hours: str | None, minutes: str | None, seconds: str | None) -> i
 
 
 def told(done: Result) -> list[str]:
-    """Its messages without those on the progress, which come at any time."""
+    """Its messages without the progress lines, which may come at any time."""
     return [text for text in messages(done) if not re.match(r"\d+ tweets?, \d+/s", text)]
 
 
@@ -94,7 +94,7 @@ TOO_MANY = {
 def test_too_many_connections_are_no_used_up_rate_limit(
     scripts: Scripts, topic: str, body: str
 ) -> None:
-    """The limit would be reset 14 minutes later, at any scale; 47 connects are left."""
+    """The limit would be reset 14 real minutes later; 47 connects are left."""
     second = 0.04
     busy = Step(
         status=429, headers={"x-rate-limit-remaining": "47"}, reset_after=14 * 60, body=body
@@ -114,7 +114,7 @@ def test_too_many_connections_are_no_used_up_rate_limit(
 
 
 def said_wait(scripts: Scripts, topic: str, step: Step, second: float) -> float:
-    """The seconds that it says it waits after the first answer."""
+    """The wait in seconds that the script announces after the first answer."""
     with XApi([step]) as api:
         running = scripts.start("twitter-stream", "-t", topic, env=env(api, second))
         running.wait_for(lambda it: b"reconnecting in" in it.err)
@@ -128,7 +128,7 @@ def said_wait(scripts: Scripts, topic: str, step: Step, second: float) -> float:
 def test_a_used_up_limit_is_waited_for_by_the_clock_of_x(
     scripts: Scripts, topic: str, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    """That clock is hours off from ours. The window of X is 90 s here, the limit's rule is 6 s."""
+    """X's clock is hours off from ours. Here X's window is 90 s, and the limit's rule waits 6 s."""
     offset = 3600 * hours
     monkeypatch.setattr(
         Handler,
@@ -154,7 +154,7 @@ def test_no_wait_is_longer_than_the_window_of_x(
 
 
 class Faulty(Tunnel):
-    """A proxy, or with a `target` another machine in front of X, that begins to work late."""
+    """A proxy, or with a `target` a machine in front of X, that fails before it starts working."""
 
     def handle(self) -> None:
         server: FaultyServer = self.server  # type: ignore[assignment]
@@ -168,7 +168,7 @@ class Faulty(Tunnel):
             super().handle()
 
     def fail(self, answer: bytes) -> None:
-        """Read what was sent at first, so that a close is no reset; then answer."""
+        """First read what was sent, so that closing does not reset; then answer."""
         self.connection.recv(1 << 16)
         self.wfile.write(answer)
         if b" 200 " in answer:
@@ -259,7 +259,7 @@ def test_handshakes_that_are_closed_are_not_metered(
 
 
 def check_unmetered(server: FaultyServer, second: float) -> None:
-    """There were 12 failures; the waits grow by 0.25 s of the rules, up to 16."""
+    """There were 12 failures; the waits grow by 0.25 s of the rules each time, up to 16 s."""
     assert len(server.connects) == 13
     found = [after - before for before, after in itertools.pairwise(server.connects)]
     assert max(found) < 16 * second + 1, found
@@ -461,7 +461,7 @@ def test_a_restart_asks_for_the_minutes_since_the_newest_event(
     minutes: str,
     partitions: int,
 ) -> None:
-    """It is in the last partition; the others have events of 20 and more seconds earlier."""
+    """It is in the last partition; the others' events are 20 or more seconds older."""
     admin.create_topics({topic: {"num_partitions": partitions}})
     now = time.time()
     for number in range(partitions):
@@ -525,7 +525,7 @@ ODD = {
 
 
 def test_a_tweet_is_published_byte_for_byte(scripts: Scripts, topic: str, read: Read) -> None:
-    """Whatever the bytes in it; each has an ID of its own here."""
+    """Whatever bytes it has; here each tweet has its own ID."""
     lines = [text.replace(b'"1"', b'"%d"' % number) for number, text in enumerate(ODD.values())]
     done, _ = follow(scripts, topic, len(lines) + 1, [Step(lines=lines)], second=1)
     assert messages(done) == [
@@ -597,7 +597,7 @@ def test_a_line_that_a_break_cuts_off_is_no_tweet(scripts: Scripts, topic: str, 
 
 
 def test_keep_alives_may_have_blanks(scripts: Scripts, topic: str) -> None:
-    """They are not skipped lines; and a connection that has them is resumed at once."""
+    """They do not count as skipped lines, and a connection with them is resumed at once."""
     script = [Step(body=blanks, tweets=0) for blanks in (" \r\n", "\t\n", " \r\n \t \r\n\n")]
     done, api = follow(scripts, topic, 1, [*script, Step()], second=1)
     assert messages(done) == [
@@ -620,7 +620,7 @@ def test_keep_alives_may_have_blanks(scripts: Scripts, topic: str) -> None:
 def test_a_web_page_instead_of_tweets_is_reported_in_its_words(
     scripts: Scripts, topic: str, step: Step
 ) -> None:
-    """It is waited for as for any answer that is no stream, and no line of it is a tweet's."""
+    """The wait is as for any answer that is not a stream, and none of its lines is a tweet."""
     done, api = follow(scripts, topic, 2, [TWEET, step, Step()], second=0.04)
     assert told(done)[1] == (
         "200, but a web page instead of tweets: Sorry by the edge; reconnecting in 0.2 s"
@@ -632,7 +632,7 @@ def test_a_web_page_instead_of_tweets_is_reported_in_its_words(
 
 # ------------------------------------------------------------------ what takes too long
 
-SECOND = 0.1  # a silence is 2.2 s then, little more than its least of 2 s
+SECOND = 0.1  # a silence is then 2.2 s, just over its minimum of 2 s
 DRIPS = {
     "header": (Step(before="drip"), 0),
     "100 Continue": (Step(before="continue"), 0),
@@ -738,9 +738,9 @@ def test_an_address_that_does_not_answer_costs_less_than_a_second(
 def test_while_kafka_holds_it_up_x_is_not_silent(
     scripts: Scripts, topic: str, read: Read, kafka: Broker, stalled: Callable[[], None]
 ) -> None:
-    """Between two lines that say so is a minute, of 3 s; X's silence would be 2 s.
+    """Two lines that say so are a minute apart, here 3 s; X's silence would be 2 s.
 
-    The tweets are more than is kept in flight and in the buffers of the sockets.
+    There are more tweets than fit in flight and in the socket buffers.
     """
     large = [line(number, "x" * 50_000) for number in range(700)]
     with XApi([Step(delay=0.5, lines=large), Step()], rate=50) as api:
@@ -788,7 +788,7 @@ VARIABLES = ["HTTPS_PROXY", "ALL_PROXY", "https_proxy", "all_proxy"]
 
 
 def check_rejected(scripts: Scripts, settings: dict[str, str], message: str) -> None:
-    """It ends with status 2 and this message alone; there is no Kafka to be connected."""
+    """The script ends with status 2 and only this message; there is no Kafka to connect to."""
     variables = {"BEARER_TOKEN": TOKEN, "NO_PROXY": "", **settings}
     done = scripts.run("twitter-stream", "-v", env=variables)
     assert messages(done) == [message]

@@ -1,6 +1,6 @@
-"""twitter-stream.py, as a process, with a stand-in for X at a real socket, and a real Kafka.
+"""twitter-stream.py, as a process, with a stand-in for X on a real socket, and a real Kafka.
 
-test_x_rules.py tests the pieces of it that hold X's rules.
+test_x_rules.py tests the parts of it that implement X's rules.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from conftest import (
     wait_until,
 )
 
-SECOND = 0.1  # how long a second of X's rules is, where nothing depends on it
+SECOND = 0.1  # the length of a second of X's rules, where nothing depends on it
 
 
 def env(api: XApi, second: float = SECOND, **more: str) -> dict[str, str]:
@@ -172,7 +172,7 @@ def test_it_reconnects_and_loses_no_whole_line(
 def test_what_is_not_a_tweet_is_skipped_and_reported_once_a_minute_and_kind(
     scripts: Scripts, topic: str, read: Read
 ) -> None:
-    """A minute of 1.2 s: the wait after the 429 is longer, all else before it is shorter."""
+    """A minute is 1.2 s: the wait after the 429 is longer; everything before it is shorter."""
     not_json = ["[1]", "not\x1b json", "-"]
     no_id = [
         '{"data":{}}',
@@ -203,7 +203,7 @@ def test_what_is_not_a_tweet_is_skipped_and_reported_once_a_minute_and_kind(
 
 
 def test_what_speaks_of_a_disconnect_is_none(scripts: Scripts, topic: str, read: Read) -> None:
-    """Neither a tweet nor a line that is none ends a connection, whatever its text says."""
+    """Neither a tweet nor a line that is not one ends a connection, whatever its text says."""
     text = '"text":"operational-disconnect, connection_issue"'
     line, tweet = f'{{"data":{{{text}}}}}', f'{{"data":{{"id":"1",{text}}}}}'
     done, api = follow(scripts, topic, 5, [Step(body=f"{line}\r\n{tweet}\r\n")], second=1)
@@ -230,7 +230,7 @@ def test_a_redirect_is_not_followed_nor_read_as_the_token_is_for_x_alone(
     [reason] = reconnects(done)
     assert re.fullmatch("302 (drip)*(d|dr|dri|drip)", reason)
     assert read_summary(done.stderr).reconnects == 2
-    assert time.monotonic() - began < 20, "it waits for no more of it than of any refusal"
+    assert time.monotonic() - began < 20, "it waits no longer for it than for any refusal"
     assert other.requests == []
 
 
@@ -254,7 +254,7 @@ NOT_X = {
 
 @pytest.mark.parametrize(("answer", "reason"), NOT_X.items(), ids=range(len(NOT_X)))
 def test_no_answer_ends_it(scripts: Scripts, topic: str, answer: bytes, reason: str) -> None:
-    """Whoever speaks, a captive portal or a broken proxy: the next time it may be X again."""
+    """Whoever answers, a captive portal or a broken proxy: next time it may be X again."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
         settings = {"STREAM_URL": url, "BEARER_TOKEN": "secret-token", "STREAM_TEST_SECOND": "0.1"}
@@ -417,7 +417,7 @@ TOO_MANY_CONNECTIONS = problem(
 def test_disconnect_messages_are_obeyed(
     scripts: Scripts, topic: str, read: Read, message: str, reason: str, wait: float
 ) -> None:
-    """After a keep-alive, the message and more tweets, that are not waited for."""
+    """After a keep-alive come the message and more tweets, which are not waited for."""
     done, api = follow(scripts, topic, 5, [Step(body=f"\r\n{message}\r\n"), Step()])
     assert done.returncode == 0
     assert reconnects(done) == [reason]
@@ -434,7 +434,7 @@ def test_disconnect_messages_are_obeyed(
 def waits(
     script: list[Step], scripts: Scripts, topic: str, second: float, tweets: int = 0
 ) -> list[float]:
-    """The pauses between the connects, in seconds of the rules; the script has so many tweets."""
+    """The pauses between the connects, in seconds of the rules; the script has `tweets` tweets."""
     with XApi([*script, Step()]) as api:
         scripts.run("twitter-stream", "-t", topic, "-n", tweets + 1, env=env(api, second))
     times = [request.time for request in api.requests]
@@ -469,7 +469,7 @@ def test_the_waits_grow_as_x_asks(
 
 
 def test_a_server_that_is_not_there(scripts: Scripts, topic: str) -> None:
-    """It is reported once a minute, here of 9 s; what X never sees is not metered."""
+    """It is reported once a minute, here every 9 s; connects X never sees are not metered."""
     [port] = free_ports(1)
     settings = {
         "STREAM_URL": f"http://127.0.0.1:{port}/",
@@ -482,7 +482,7 @@ def test_a_server_that_is_not_there(scripts: Scripts, topic: str) -> None:
     assert done.returncode == 0
     reason = f"cannot connect to 127.0.0.1:{port}: Connection refused"
     assert reconnects(done) == [reason, reason]
-    # The waits grow by 0.25 s each time: 21 of them to the first minute
+    # The waits grow by 0.25 s each time: 21 of them fit in the first minute
     assert 15 <= read_summary(done.stderr).reconnects <= 25
 
 
@@ -506,7 +506,7 @@ def test_only_a_connection_that_brought_something_is_resumed_at_once(
 
 
 def test_no_more_than_50_connects_in_15_minutes(scripts: Scripts, topic: str) -> None:
-    """They are spread: no more than 10 in 3 minutes, whatever the connections bring."""
+    """They are spread out: no more than 10 in 3 minutes, whatever the connections bring."""
     faults = [
         Step(body="\r\n", tweets=0),
         Step(tweets=0),
@@ -590,7 +590,7 @@ def test_without_backfill_what_x_sends_twice_is_published_twice(
 
 
 def test_backfill_asks_again_for_what_did_not_come(scripts: Scripts, topic: str) -> None:
-    """The gap is 60 to 72 seconds of the rules; what then breaks at once has not filled it."""
+    """The gap is 60 to 72 seconds of the rules; a connection that breaks at once cannot fill it."""
     short = Step(body="\r\n", tweets=0)
     script = [Step(tweets=10), Step(status=429), short, Step(tweets=1), short, Step()]
     done, api = follow(scripts, topic, 40, script, "--backfill", second=0.05)
@@ -599,7 +599,7 @@ def test_backfill_asks_again_for_what_did_not_come(scripts: Scripts, topic: str)
 
 
 def test_backfill_asks_for_what_x_dropped_while_kafka_held_it_up() -> None:
-    """The source alone, where the clock runs on while nobody takes its tweets."""
+    """Only the source, whose clock runs on while nobody takes its tweets."""
     twitter_stream: Any = importlib.import_module("twitter-stream")
     now = [time.time()]
     tweet_filter = twitter_stream.TweetFilter(
@@ -614,7 +614,7 @@ def test_backfill_asks_for_what_x_dropped_while_kafka_held_it_up() -> None:
         batches = twitter_stream.stream_tweets(opener, tweet_filter, Stop())
         tweets = itertools.chain.from_iterable(batches)
         taken = list(itertools.islice(tweets, 1))
-        now[0] += 80  # X has ended the connection meanwhile
+        now[0] += 80  # by now X has ended the connection
         taken += itertools.islice(tweets, 200)
     assert asked(api) == ["-", "2"]
     assert [tweet.value for tweet in taken[:200]] == api.sent[:200]
@@ -683,7 +683,7 @@ def test_the_token_goes_out_encrypted_only(lone_scripts: Scripts, url: str) -> N
 
 
 def test_an_empty_address_is_x_itself(lone_scripts: Scripts) -> None:
-    """So the next setting is looked at."""
+    """So the next setting is checked."""
     done = lone_scripts.run("twitter-stream", env={**SETTINGS, "STREAM_URL": ""})
     assert done.returncode == 2
     assert messages(done) == ["KAFKA_RETRIES must be a number. See .env.example."]
@@ -721,7 +721,7 @@ LOG_ALL = (
 
 
 def test_the_token_is_never_shown(scripts: Scripts, topic: str) -> None:
-    """Not where an answer of X holds it, and not by any logger."""
+    """Neither where an answer from X contains it, nor by any logger."""
     echo = problem(title="Bad header", detail="x" * 255 + " Authorization: Bearer secret-token")
     script = [
         Step(status=503, body=echo),
@@ -753,7 +753,7 @@ def test_without_tls_the_token_goes_through_no_proxy(scripts: Scripts, topic: st
 
 
 class Tunnel(socketserver.StreamRequestHandler):
-    """A proxy that knows CONNECT alone; it notes to where."""
+    """A proxy that only knows CONNECT; it records the targets."""
 
     def handle(self) -> None:
         target = self.rfile.readline().split()[1].decode()
@@ -766,7 +766,7 @@ class Tunnel(socketserver.StreamRequestHandler):
             self.relay(server)
 
     def relay(self, server: socket.socket) -> None:
-        """Pass on what both sides send, until they have ended."""
+        """Pass on what each side sends, until both have finished."""
         back = threading.Thread(target=self.copy, args=(server, self.connection), daemon=True)
         back.start()
         self.copy(self.connection, server)
@@ -878,7 +878,7 @@ def test_a_signal_before_the_count_has_its_own_status(scripts: Scripts, topic: s
 
 @contextlib.contextmanager
 def deaf_port() -> Iterator[int]:
-    """A port at which no connect comes to an end, as too many wait there already (Linux)."""
+    """A port where no connect ever completes, as too many are waiting already (Linux)."""
     with socket.socket() as server, contextlib.ExitStack() as waiting:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
@@ -958,7 +958,7 @@ def test_kafka_goes_away_before_the_first_tweet(
         mortal.kill()
         began = time.monotonic()
         running.wait_for(lambda it: b"waiting for Kafka" in it.err)
-        assert time.monotonic() - began < 9, "sooner than the next line of the minute, of 12 s"
+        assert time.monotonic() - began < 9, "sooner than the next minute's line, after 12 s"
         mortal.start()
         sent = len(api.sent)
         wait_until(lambda: len(api.sent) > sent + 100)
@@ -992,8 +992,8 @@ def test_a_failed_delivery_ends_it_even_while_x_is_silent(
     assert (found.reconnects, found.skipped) == (1, 0)
 
 
-# Four blocks of 64 KiB: in the reader's hand, two in its queue, and in the sender's; no tweet is
-# shorter than 150 bytes
+# Four blocks of 64 KiB: one in the reader's hands, two in its queue, one in the sender's hands;
+# no tweet is shorter than 150 bytes
 READ_AHEAD = 4 * (1 << 16) // 150
 
 
@@ -1050,10 +1050,10 @@ def test_a_log_gets_a_line_a_minute(scripts: Scripts, topic: str) -> None:
     minutes = [found for line in lines if (found := re.fullmatch(pattern, line))]
     first, second, *_ = (found for found in minutes if "(2 re" in found[0])
     assert int(first[1]) < int(second[1])
-    assert 10 <= int(second[2]) <= 100, "of the newest minute, not of the whole run"
+    assert 10 <= int(second[2]) <= 100, "for the newest minute, not for the whole run"
     counted = read_summary(done.stderr)
     assert (counted.reconnects, counted.skipped, counted.gaps) == (2, 0, 1)
-    assert len(lines) == 4 + len(minutes), "with the gap's"
+    assert len(lines) == 4 + len(minutes), "including the gap's line"
 
 
 def test_a_terminal_gets_a_live_line(scripts: Scripts, topic: str) -> None:

@@ -25,7 +25,7 @@ START = 'if __name__ == "__main__":\n    raise SystemExit(main())\n'
 
 
 def redefine(scripts: Scripts, script: str, code: str) -> None:
-    """Let a script's copy run with this code in place of what it defines by the same names."""
+    """Make a script's copy run this code in place of its own definitions of the same names."""
     path = scripts.folder / f"{script}.py"
     text = path.read_text()
     assert text.endswith(START)
@@ -160,7 +160,7 @@ def test_the_log_of_the_client_shows_no_password(scripts: Scripts) -> None:
 
 
 def test_the_log_of_the_client_is_masked(scripts: Scripts, topic: str) -> None:
-    """Here the password is a text that the log is sure to have."""
+    """Here the password is a text that is sure to appear in the log."""
     address = scripts.env["KAFKA_BOOTSTRAP_SERVERS"]
     env = {"KAFKA_SASL_PLAIN_PASSWORD": address}
     done = scripts.run("producer", "-v", "-t", topic, "-n", 1, env=env)
@@ -175,7 +175,7 @@ def test_the_log_of_the_client_is_masked(scripts: Scripts, topic: str) -> None:
 def test_a_bug_shows_a_traceback_after_all_is_delivered(
     scripts: Scripts, topic: str, read: Read
 ) -> None:
-    """Its text is one that an error of the client might have."""
+    """Its text could be that of a client error."""
     text = "'NoneType' object is not subscriptable: ECONNREFUSED"
     redefine(
         scripts,
@@ -210,7 +210,7 @@ def test_a_bug_of_the_consumer(scripts: Scripts, topic: str, producer: KafkaProd
 
 
 def test_a_bug_while_connecting_gets_no_advice(lone_scripts: Scripts) -> None:
-    """The client is made in a thread of its own."""
+    """The client is created in a thread of its own."""
     redefine(
         lone_scripts,
         "consumer",
@@ -256,7 +256,7 @@ def test_a_traceback_shows_no_secret(lone_scripts: Scripts) -> None:
 def test_a_signal_during_the_slow_imports_ends_silently(
     lone_scripts: Scripts, tmp_path: Path, script: str, number: signal.Signals
 ) -> None:
-    """The package that is imported here says so, and never comes to an end."""
+    """The package says that it is being imported, and its import never ends."""
     package = tmp_path / "packages" / "kafka"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
@@ -274,10 +274,10 @@ def test_a_signal_during_the_slow_imports_ends_silently(
 
 @pytest.fixture
 def poor_scripts(scripts: Scripts, tmp_path: Path) -> Scripts:
-    """The scripts where Python has fewer functions, as on Windows.
+    """The scripts, run with a Python that has fewer functions, as on Windows.
 
-    os.set_blocking stays: POSIX, unlike Windows, needs it for the pipe to which Python writes the
-    signals. Only for producer.py does os.name say that this is Windows.
+    os.set_blocking stays: POSIX, unlike Windows, needs it for the pipe to which Python writes
+    signals. Only producer.py sees an os.name that says this is Windows.
     """
     folder = tmp_path / "site"
     folder.mkdir()
@@ -299,7 +299,7 @@ def poor_scripts(scripts: Scripts, tmp_path: Path) -> Scripts:
 def test_a_signal_while_a_pipe_is_silent(
     poor_scripts: Scripts, topic: str, read: Read, number: signal.Signals
 ) -> None:
-    """The source is blocked in a read, and half a line is read."""
+    """The source is blocked in a read, with half a line already read."""
     running = poor_scripts.start("producer", "-t", topic, stdin=subprocess.PIPE)
     running.send(b"one\ntwo\nthree\nfou")
     wait_until(running.takes_signals)

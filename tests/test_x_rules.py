@@ -1,4 +1,4 @@
-"""The pieces of twitter-stream.py that hold X's rules: with clocks of the test's own, no sockets.
+"""The parts of twitter-stream.py that implement X's rules, with the tests' own clock, no sockets.
 
 test_twitter_stream.py runs them together, as a process.
 """
@@ -238,7 +238,7 @@ def backoff_with(clock: Clock, second: float = 1.0) -> Any:
 
 
 def pauses(rule: Any, count: int, second: float = 1.0) -> Iterator[float]:
-    """The waits after so many failures in a row, so far apart that none is metered."""
+    """The waits after `count` failures in a row, far enough apart that none is metered."""
     clock = Clock()
     backoff = backoff_with(clock, second)
     for _ in range(count):
@@ -336,7 +336,7 @@ def test_ten_connections_that_end_at_once_fill_three_minutes() -> None:
 
 
 def connects(rules: list[Any], seed: int, count: int) -> list[float]:
-    """The times at which X sees a connect, in a series of ends by these rules at random."""
+    """The times at which X sees a connect, when connections end by these rules at random."""
     chance = random.Random(seed)
     clock = Clock()
     backoff = backoff_with(clock)
@@ -345,7 +345,7 @@ def connects(rules: list[Any], seed: int, count: int) -> list[float]:
         rule = chance.choice(rules)
         if rule is not x.UNREACHABLE:
             seen.append(clock.now)
-            clock.now += chance.choice([0, 0, 0, 0.01, 1, 30])  # so long the connection lasts
+            clock.now += chance.choice([0, 0, 0, 0.01, 1, 30])  # how long the connection lasts
             backoff.is_working = chance.random() < 0.5
         if backoff.is_working and chance.random() < 0.5:
             backoff.tweet_received()
@@ -365,7 +365,7 @@ def connects(rules: list[Any], seed: int, count: int) -> list[float]:
     ids=lambda rules: f"{len(rules)} rules",
 )
 def test_no_more_than_50_connects_in_15_minutes(rules: list[Any]) -> None:
-    """They are spread: no more than 10 in 3 minutes."""
+    """They are spread out: no more than 10 in 3 minutes."""
     for seed in range(10):
         times = connects(rules, seed, 2000)
         for count, seconds in ((10, 180), (50, 900)):
@@ -381,7 +381,7 @@ def test_connects_that_x_never_saw_are_not_metered() -> None:
     for failures in range(1, 30):
         pause = backoff.next_wait(x.UNREACHABLE)
         assert 0.25 * failures <= pause <= 0.3 * failures
-    assert backoff.next_wait(x.AT_ONCE) == 0, "nor do they count with those that it saw"
+    assert backoff.next_wait(x.AT_ONCE) == 0, "nor do they count towards those it saw"
 
 
 def refused(status: int, is_certain: bool = False) -> Any:
@@ -420,7 +420,7 @@ def gap_with(clock: Clock, second: float = 1.0) -> Any:
 
 
 def hear(gap: Any, clock: Clock, seconds: float) -> None:
-    """A tweet comes now, and each second for so many seconds."""
+    """A tweet comes now, and then every second for `seconds` seconds."""
     gap.tweet_received()
     end = clock.now + seconds
     while clock.now < end:
@@ -469,7 +469,7 @@ def test_what_a_short_connection_did_not_bring_is_asked_for_again() -> None:
     assert gap.begin_connection() == 3, "122 s are missing"
     hear(gap, clock, x.SILENCE)
     clock.now += 50
-    assert gap.begin_connection() == 1, "after so long it has caught up"
+    assert gap.begin_connection() == 1, "by then it has caught up"
 
 
 def test_catching_up_begins_with_the_connect_however_late_something_comes() -> None:
@@ -512,7 +512,7 @@ def test_what_x_dropped_while_kafka_held_us_up_is_asked_for(has_backfilled: bool
     if has_backfilled:
         assert gap.begin_connection() == 1
         hear(gap, clock, 100)
-    clock.now += 65  # Kafka takes nothing; what then comes was on its way for so long
+    clock.now += 65  # Kafka takes nothing; what comes then was on its way all that time
     hear(gap, clock, 5)
     assert gap.begin_connection() == 2
     hear(gap, clock, x.SILENCE)
@@ -614,7 +614,7 @@ def test_after_three_refusals_in_a_row_of_nothing_but_backfill_it_is_given_up() 
     hear(gap, clock, 60)
 
     def refuse() -> int | None:
-        """Let backfill be refused; return what the connection after that asks for."""
+        """Have X refuse backfill; return the minutes that were asked for."""
         minutes: int | None = gap.begin_connection()
         gap.backfill_refused()
         assert gap.begin_connection() is None
@@ -631,14 +631,14 @@ def test_after_three_refusals_in_a_row_of_nothing_but_backfill_it_is_given_up() 
 
 
 def clock_at(text: str) -> Clock:
-    """A clock that stands at a local time of today, or of another day."""
+    """A clock set to a local time on 2026-11-25, or on the day in the text."""
     return Clock(datetime.fromisoformat(f"2026-11-25 {text}"[-19:]).timestamp())
 
 
 def gap_after(
     time_of_day: str, seconds: float, backfill: bool = True, second: float = 1.0
 ) -> tuple[Any, Clock]:
-    """A gap, and its clock, after a connection that began then and brought tweets for so long."""
+    """A gap and its clock, after a connection begun at that time with tweets for that long."""
     clock = clock_at(time_of_day)
     gap = x.Gap(backfill, second, clock)
     gap.begin_connection()
@@ -713,7 +713,7 @@ def test_the_length_of_a_gap_is_one_of_x_seconds() -> None:
 
 
 def test_what_comes_late_because_of_kafka_is_no_sign_of_life() -> None:
-    """X has ended the connection meanwhile; a little of what it sent before still comes."""
+    """By now X has ended the connection; a little of what it sent before still arrives."""
     gap, clock = gap_after("14:02:00", 10)
     clock.now += 1800
     hear(gap, clock, 5)
@@ -825,7 +825,7 @@ def test_what_is_not_a_tweet_is_counted_and_reported_once_a_minute_and_kind(
 def test_what_came_before_a_disconnect_is_published_and_what_follows_is_not(
     message: dict[str, object], reason: str, rules: list[Any]
 ) -> None:
-    """Rubbish, a keep-alive or a tweet come before; only the first is no sign of life."""
+    """Rubbish, a keep-alive or a tweet comes first; only rubbish is no sign of life."""
     tweet = x_api.tweet(1)
     for before, published, rule in zip(
         (b"[1]", b"\r", tweet), ([], [], [tweet]), rules, strict=True
@@ -893,7 +893,7 @@ class Dripping(io.BytesIO):
 
 
 def answer(body: bytes | io.BytesIO = b"", status: int = 200, **headers: str) -> requests.Response:
-    """An answer as requests gives it, but from no socket."""
+    """An answer as requests returns it, but not from a socket."""
     file = body if isinstance(body, io.BytesIO) else io.BytesIO(body)
     response = requests.Response()
     response.status_code, response.reason = status, responses[status]
@@ -903,7 +903,7 @@ def answer(body: bytes | io.BytesIO = b"", status: int = 200, **headers: str) ->
 
 
 class Opener:
-    """A StreamOpener without sockets: its responses are those of `connect`, or its errors."""
+    """A StreamOpener without sockets: `connect` provides its responses or errors."""
 
     target = "x.example"
 
@@ -954,7 +954,7 @@ def test_at_a_clean_end_the_last_line_is_a_line_too(tail: bytes) -> None:
 def test_whole_lines_come_before_a_broken_end(
     tail: bytes, cuts_line: bool, has_fired: bool
 ) -> None:
-    """The guard's shutdown may look like an end, but is none."""
+    """The guard's shutdown may look like a normal end, but is not."""
     body = b"a\r\n\r\nb\r\n" + tail
     opener = Opener(lambda _: answer(io.BytesIO(body) if has_fired else Breaking(body)))
     opener.has_fired = has_fired
@@ -1011,7 +1011,7 @@ def test_a_page_is_not_a_stream_and_is_reported_in_its_words(
 def test_an_error_is_only_a_reason_to_reconnect(
     error: Exception, reason: str, has_reached_x: bool
 ) -> None:
-    """X counts the connects, but not those that it has never seen."""
+    """X counts connects, but not those it never saw."""
 
     def connect(_: int | None) -> requests.Response:
         raise error
@@ -1205,7 +1205,7 @@ def test_only_a_rate_limit_has_a_reset(status: int, has_reset: bool) -> None:
 
 
 class Script(Opener):
-    """What X does: an answer each time; then the script is stopped.
+    """What X does: one answer per connect; then the script is stopped.
 
     `asked` has the minutes of backfill that each connect asked for. The waits take no time.
     """
@@ -1298,7 +1298,7 @@ def test_backfill_that_x_refuses_is_not_asked_for_the_second_time(
     counts = x.Counts()
     found = [line for _, line in script.tweets(counts, backfill=True)]
     assert found[:3] == [x_api.tweet(number) for number in (1, 2, 3)]
-    # The fourth 400 answers a connect without backfill, and is taken for an edge's mistake
+    # The fourth 400 answers a connect without backfill, and is treated as an edge server's mistake
     asked = [None, None, 1, *[1, None] * 3, None, None, None, None]
     assert script.asked == asked
     expected = "400 Title: and detail; trying without backfill; reconnecting in 0.0 s"

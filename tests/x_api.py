@@ -1,7 +1,7 @@
-"""A stand-in for X's sampled stream: real HTTP/1.1 at a real socket, with faults by script.
+"""A stand-in for X's sampled stream: real HTTP/1.1 on a real socket, with scripted faults.
 
-A script is a list of steps: each connection takes the next one, and all that follow take the last
-one again. As a program:
+A script is a list of steps: each connection takes the next step; once they run out, the last
+one repeats. To run it as a program:
 
   x_api.py --port 8080 --token secret --rate 58
   x_api.py --script '[{"status": 503}, {"tweets": 100, "end": "torn"}, {}]'
@@ -60,24 +60,24 @@ class Step:
 
     status: int = 200
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    reset_after: float = 0  # seconds until x-rate-limit-reset, one more header; 0: without it
+    reset_after: float = 0  # seconds until x-rate-limit-reset, an extra header; 0: no such header
     before: str = ""  # instead of the answer, or before it: one of Handler.begin_answer
-    body: str | bytes = ""  # of an error; in a stream it is sent as it is, before the tweets
+    body: str | bytes = ""  # of an error; in a stream it is sent as is, before the tweets
     lines: Sequence[str | bytes] = ()  # sent before the tweets, and counted among them
     tweets: int | None = None  # None: as many as are read
-    posts: bool = False  # instead: what has been posted since; see XApi.count_posted
+    posts: bool = False  # instead of `tweets`: whatever is posted; see XApi.count_posted
     end: str = "finish"  # one of Handler.finish_stream
-    missed: int = 0  # tweets posted after it, and before the next connection
+    missed: int = 0  # tweets posted between its end and the next connection
     again: int = 0  # how many of the newest tweets are sent once more at the start
     gzip: bool = False
-    chunk: int = 0  # bytes in a chunk of HTTP; 0: as many as are sent at once
+    chunk: int = 0  # bytes in an HTTP chunk; 0: as many as are sent at once
     batch: int = 1  # tweets sent at once
     pause: float = 0  # seconds after each chunk
     delay: float = 0  # seconds before the answer
 
 
 class Request(NamedTuple):
-    """A connect: when (time.monotonic()), with which query and headers."""
+    """A connect: its time (time.monotonic()), query and headers."""
 
     time: float
     query: dict[str, str]
@@ -99,10 +99,10 @@ def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
 
 
 class XApi:
-    """The server, for use in a `with`: its `url`, the lines `sent` whole, the `requests`.
+    """The server, for use in a `with` block: its `url`, the lines `sent` whole, the `requests`.
 
-    `flows` has, for each connection that had tweets, the times of its first and its last one.
-    `rate` is how many tweets it sends a second, 0: as many as are read. With a `certificate` (the
+    `flows` has the times of the first and the last tweet of each connection that had any.
+    `rate` is how many tweets it sends a second; 0: as many as are read. With a `certificate` (the
     file names of a chain and of its key) it speaks TLS.
     """
 
@@ -150,9 +150,9 @@ class XApi:
             return made
 
     def count_posted(self, moment: float) -> int:
-        """How many tweets, numbered from 0, are posted by that time.monotonic().
+        """How many tweets, numbered from 0, have been posted by that time.monotonic().
 
-        It is `rate` a second since the beginning, also while nobody is connected. They are for
+        That is `rate` a second from the beginning, even while nobody is connected. They are for
         steps with `posts`; backfill_minutes brings those of the last minutes.
         """
         return max(math.floor((moment - self.began) * self.rate), 0)
@@ -193,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
     def counted(self) -> Iterator[None]:
         """Count this connection among those that are open."""
         with self.api.changed:
-            # One that was closed before this connect may not have been noticed yet
+            # The server may not have noticed yet that an earlier one was closed
             self.api.changed.wait_for(lambda: self.api.open == 0, 1)
             self.api.open += 1
             self.api.most_open = max(self.api.most_open, self.api.open)
@@ -220,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def drip(self, first: bytes, more: bytes) -> None:
-        """Send something, and then a little more for ever, but never all of it."""
+        """Send something, then a little more again and again, but never all of it."""
         self.send_raw(first)
         while not self.api.stopped.wait(self.step.pause or 0.1):
             self.send_raw(more)
@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reset()
 
     def answer(self) -> None:
-        """An answer that is no stream."""
+        """Send an answer that is not a stream."""
         body = as_bytes(self.step.body)
         if self.step.gzip:
             body = gzip.compress(body)
@@ -241,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(self.step.pause)
 
     def send_head(self, name: str, value: str) -> None:
-        """The status and the headers: one that the body needs, and the step's."""
+        """Send the status and the headers: the one that the body needs, and the step's."""
         self.send_response(self.step.status)
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header(name, value)
@@ -255,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def stream(self, backfill_minutes: int) -> None:
-        """An answer that is a stream."""
+        """Send an answer that is a stream."""
         recent = list(self.api.recent)
         self.send_head("Transfer-Encoding", "chunked")
         self.packer = zlib.compressobj(wbits=31) if self.step.gzip else None
@@ -273,7 +273,7 @@ class Handler(BaseHTTPRequestHandler):
         self.api.next_tweets(self.step.missed, self.fields)
 
     def send_posts(self, backfill_minutes: int) -> None:
-        """Send what has been posted in the last minutes, and then whatever is, until stopped."""
+        """Send what was posted in the last minutes, then each new post, until stopped."""
         first = self.api.count_posted(time.monotonic() - backfill_minutes * 60)
         while not self.api.stopped.wait(1 / self.api.rate):
             end = self.api.count_posted(time.monotonic())
@@ -281,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
             first = end
 
     def send_new_tweets(self) -> None:
-        """Send as many as the step says, with keep-alives among them."""
+        """Send as many tweets as the step says, with keep-alives in between."""
         flow: list[float] = []
         for count in itertools.count(0, self.step.batch):
             if count == self.step.tweets or self.api.stopped.is_set():
@@ -316,7 +316,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.packer.compress(data) + self.packer.flush(zlib.Z_SYNC_FLUSH)
 
     def finish_stream(self) -> None:
-        """End it by the step's `end`."""
+        """End the stream as the step's `end` says."""
         ends: dict[str, Callable[[], None]] = {
             "finish": self.send_last_chunk,
             "cut": lambda: None,  # without the last chunk
@@ -343,14 +343,14 @@ class Handler(BaseHTTPRequestHandler):
         self.api.sent.append(whole)
 
     def send_tail(self) -> None:
-        r"""End as usual, but for the last line's \n."""
+        r"""End as usual, but without the last line's \n."""
         [line] = self.api.next_tweets(1, self.fields)
         self.send(line + b"\r")
         self.api.sent.append(line)
         self.wfile.write(b"0\r\n\r\n")
 
     def drip_line(self) -> None:
-        """Go on with a line, a byte at a time, that never ends."""
+        """Send a line that never ends, a byte at a time."""
         while not self.api.stopped.wait(0.1):
             self.send(b"x")
 
@@ -360,12 +360,12 @@ class Handler(BaseHTTPRequestHandler):
         os.close(self.connection.detach())  # a close of the object would wait for its files
 
     def wait_for_client(self) -> None:
-        """Send nothing more, until the client goes."""
+        """Send nothing more until the client leaves."""
         self.connection.settimeout(60)
         self.connection.recv(1)
 
     def send_garbage(self) -> None:
-        """Send what is no chunk of HTTP."""
+        """Send something that is not an HTTP chunk."""
         self.wfile.write(b"<html>\r\n")
 
 
@@ -374,7 +374,7 @@ def as_bytes(text: str | bytes) -> bytes:
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
-    """The data in pieces of that size; 0: in one."""
+    """The data in pieces of that size; 0: in one piece."""
     size = size or len(data) or 1
     return [data[start : start + size] for start in range(0, len(data), size)]
 

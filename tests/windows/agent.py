@@ -1,4 +1,4 @@
-"""Runs in a Windows Python, on a console: starts programs, and does to them what a user does.
+"""Runs in a Windows Python, on a console: starts programs and acts on them as a user would.
 
   agent.py PORT
 
@@ -23,15 +23,15 @@ kernel = ctypes.windll.kernel32
 STANDARD_OUTPUT = -11
 KILL_ON_JOB_CLOSE = 0x2000
 EXTENDED_LIMITS, EXTENDED_LIMITS_SIZE, FLAGS_OFFSET = 9, 144, 16
-COLUMNS, ROWS = 80, 50  # of the console that is read
+COLUMNS, ROWS = 80, 50  # the part of the console that is read
 
 
 class Process:
     """A program, with its output so far.
 
     `stdin` is "pipe", "null", or the path of a file.
-    `output` is "console", "pipe" (read all the time), "stuck" (a pipe of which only the first byte
-    is read), or a number: after so many bytes the pipe's reader goes away.
+    `output` is "console", "pipe" (read continuously), "stuck" (a pipe of which only the first byte
+    is read), or a number: the pipe's reader goes away after that many bytes.
     """
 
     def __init__(self, command: list[str], env: dict[str, str], stdin: str, output: Any) -> None:
@@ -74,7 +74,7 @@ class Agent:
         self.processes: list[Process] = []
 
     def quit(self) -> None:
-        """End all of it, after this call has been answered."""
+        """End everything, once this call has been answered."""
         threading.Thread(target=self.server.shutdown).start()
 
     def start(self, command: list[str], env: dict[str, str], stdin: str, output: str | int) -> int:
@@ -96,7 +96,7 @@ class Agent:
         return [bytes(process.out), bytes(process.err)]
 
     def wait(self, number: int, seconds: float) -> int | None:
-        """Wait for its end; return its status, or None when it is still running."""
+        """Wait for it to end; return its status, or None if it is still running."""
         process = self.processes[number]
         try:
             status = process.popen.wait(seconds)
@@ -104,13 +104,13 @@ class Agent:
             return None
         for reader in process.readers:
             reader.join(5)
-        return status - (1 << 32) if status > 1 << 31 else status  # XML-RPC has 32 bits
+        return status - (1 << 32) if status > 1 << 31 else status  # XML-RPC integers have 32 bits
 
     def kill(self, number: int) -> None:
         self.processes[number].popen.kill()
 
     def press_ctrl_c(self) -> None:
-        """Press Ctrl-C, which all programs on the console get."""
+        """Press Ctrl-C, which reaches all programs on the console."""
         kernel.GenerateConsoleCtrlEvent(signal.CTRL_C_EVENT, 0)
 
     def clear(self, code_page: int) -> None:
@@ -125,7 +125,7 @@ class Agent:
         kernel.SetConsoleCursorPosition(handle, start)
 
     def screen(self) -> list[str]:
-        """Return the lines that the console shows, without blanks at their ends."""
+        """Return the lines that the console shows, without trailing blanks."""
         handle = kernel.GetStdHandle(STANDARD_OUTPUT)
         line = ctypes.create_unicode_buffer(COLUMNS + 1)
         count = wintypes.DWORD()
@@ -140,7 +140,7 @@ class Agent:
 
 
 def end_all_together() -> None:
-    """Let Windows end whatever is running when this program ends: all are in one job."""
+    """Put everything into one job, so that Windows ends it all when this program ends."""
     limits = (ctypes.c_byte * EXTENDED_LIMITS_SIZE)()
     wintypes.DWORD.from_buffer(limits, FLAGS_OFFSET).value = KILL_ON_JOB_CLOSE
     job = kernel.CreateJobObjectW(None, None)

@@ -1,4 +1,4 @@
-"""What the tests of Windows share: programs of a Windows Python, on a console of their own."""
+"""What the Windows tests share: programs run by a Windows Python, on a console of their own."""
 
 import shlex
 import subprocess
@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, TopicPartition, errors
 
 
 class Ended(NamedTuple):
-    """How a program ended: its status, what it wrote, and after how many seconds of waiting."""
+    """How a program ended: its status, what it wrote, and how many seconds the wait took."""
 
     status: int
     out: bytes
@@ -27,7 +27,7 @@ class Ended(NamedTuple):
 
 
 class Program:
-    """A program on the console; see Agent for what can be done to it."""
+    """A program on the console; see Agent for what can be done with it."""
 
     def __init__(self, agent: Any, number: int) -> None:
         self.agent, self.number = agent, number
@@ -51,7 +51,7 @@ class Program:
         wait_until(lambda: condition(self), seconds)
 
     def end(self, seconds: float = 40) -> Ended:
-        """Wait for its end."""
+        """Wait for it to end."""
         began = time.monotonic()
         status = self.agent.wait(self.number, seconds)
         took = time.monotonic() - began
@@ -62,14 +62,14 @@ class Program:
 
 
 class Console:
-    """A console of Windows, with the scripts in a folder, and set to the tests' Kafka."""
+    """A Windows console, with the scripts in a folder, set up for the tests' Kafka."""
 
     def __init__(self, agent: Any, scripts: Scripts, env: dict[str, str]) -> None:
         self.agent, self.scripts, self.env = agent, scripts, env
         self.folder = scripts.folder
 
     def start(self, script: str, *arguments: object, **options: Any) -> Program:
-        """Start a script; with the options of start_program."""
+        """Start a script, with the options of start_program."""
         return self.start_program(self.folder / f"{script}.py", *arguments, **options)
 
     def start_program(
@@ -80,13 +80,13 @@ class Console:
         stdin: str = "null",
         output: str | int = "pipe",
     ) -> Program:
-        """Start a Python program; `stdin` and `output` as Process takes them."""
+        """Start a Python program; `stdin` and `output` are as for Process."""
         command = [windows_path(PYTHON), windows_path(path), *map(str, arguments)]
         number = self.agent.start(command, {**self.env, **(env or {})}, stdin, output)
         return Program(self.agent, number)
 
     def start_shell(self, folder: Path, lines: str, env: dict[str, str]) -> Program:
-        """A command prompt in a folder that reads its commands from a file; Wine wants no pipe."""
+        """A command prompt in a folder; it reads commands from a file, as Wine rejects a pipe."""
         path = folder / "commands.txt"
         text = f'cd /d "{windows_path(folder)}"\n{lines}exit\n'
         path.write_bytes(text.replace("\n", "\r\n").encode())
@@ -106,7 +106,7 @@ class Console:
         self.agent.press_ctrl_c()
 
     def wait_for_events(self, topic: str, count: int) -> None:
-        """Wait until so many events have arrived."""
+        """Wait until `count` events have arrived."""
         wait_until(lambda: count_events(self.env["KAFKA_BOOTSTRAP_SERVERS"], topic) >= count, 60)
 
     def shown(self, code_page: int, script: str, *arguments: object, **options: Any) -> list[str]:

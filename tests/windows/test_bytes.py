@@ -1,4 +1,4 @@
-"""Bytes in and out of the scripts, and each of their flags, under Windows."""
+"""Bytes into and out of the scripts, and each of their flags, on Windows."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from conftest import Read, values
 from kafka import KafkaAdminClient, KafkaProducer
 
-# Ends of lines of both systems, a lone \r, Ctrl-Z (once the end of a text file), NUL, no UTF-8
+# Both systems' line endings, a lone \r, Ctrl-Z (once the end of a text file), NUL, invalid UTF-8
 LINES = [b"plain", b"with a return\r", b"", b"a\rb", b"\x1a", b"\0", b"\xff\xfe", "größe".encode()]
 DATA = b"\n".join(LINES)
 

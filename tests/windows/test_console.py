@@ -1,4 +1,4 @@
-"""What a console shows, .env as Windows programs write it, and paths, under Windows."""
+"""What a console shows, .env as Windows programs write it, and paths, on Windows."""
 
 from remote import Console
 
@@ -17,7 +17,7 @@ def test_a_name_in_a_message(console: Console, code_page: int) -> None:
 
 @pytest.mark.parametrize("code_page", CODE_PAGES)
 def test_events(console: Console, topic: str, producer: KafkaProducer, code_page: int) -> None:
-    """Of the scripts in the plane of Unicode that a cell of the console can hold."""
+    """In scripts of the Unicode plane that a console cell can hold."""
     texts = ["größe", "Наконец-то", "오늘 날씨", "晚安"]
     for text in texts:
         producer.send(topic, text.encode())
@@ -27,7 +27,7 @@ def test_events(console: Console, topic: str, producer: KafkaProducer, code_page
 
 
 def test_the_live_line(console: Console, topic: str) -> None:
-    """It is overwritten by the last message, without debris."""
+    """The last message overwrites it and leaves no remains."""
     shown = console.shown(437, "producer", "-t", topic, "-n", 3, "--interval", 0.8)
     assert shown == [f"producer.py: published 3 events to {topic}"]
 
@@ -98,6 +98,6 @@ def test_a_refused_connection(console: Console, script: str) -> None:
 
 
 def test_localhost(console: Console, topic: str) -> None:
-    """It may be ::1 first, where the broker does not listen."""
+    """It may resolve to ::1 first, where the broker does not listen."""
     port = console.env["KAFKA_BOOTSTRAP_SERVERS"].partition(":")[2]
     assert console.run("producer", "-b", f"localhost:{port}", "-t", topic, "-n", 1).status == 0

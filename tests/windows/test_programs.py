@@ -11,7 +11,7 @@ TESTS = REPOSITORY / "tests"
 
 
 def test_the_demo(console: Console, tmp_path: Path) -> None:
-    """With a Windows Java, and Kafka on it; the first time, jgo takes a minute under Wine."""
+    """With Kafka on a Windows Java; the first time, jgo takes a minute under Wine."""
     folder = windows_path(tmp_path)
     ended = console.start_program(TESTS / "demo.py", env={"TEMP": folder, "TMP": folder}).end(300)
     assert ended.status == 0, ended.err

@@ -12,11 +12,11 @@ import pytest
 from conftest import Read, values
 from kafka import KafkaProducer
 
-SOON = 3  # seconds within which a script ends that waits for nobody
-LIMIT = 10  # seconds within which it ends whatever happens, with some to spare
+SOON = 3  # seconds within which a script that waits for nobody ends
+LIMIT = 10  # seconds within which it ends whatever happens, with a margin
 
-# Under Wine nobody outside can press Ctrl-Break, or close the window: the program does it itself,
-# as soon as there is a file of that name
+# Under Wine nobody can press Ctrl-Break or close the window from outside: the program does it
+# itself as soon as the signpost file exists
 FROM_WITHIN = """import os, runpy, signal, sys, threading, time
 def press(): signal.raise_signal(signal.SIGBREAK)
 def close(): sys.modules["windows"]._handlers[0](2)  # as Windows calls it, in a thread
@@ -91,7 +91,7 @@ def test_connecting_to_a_broker_that_never_answers(console: Console, script: str
 def start_and_stall(
     console: Console, topic: str, stalled: Callable[[], None], **options: Any
 ) -> Program:
-    """A producer whose second event meets a Kafka that does not answer any more."""
+    """A producer that sends its second event to a Kafka that no longer answers."""
     program = console.start("producer", "-t", topic, stdin="pipe", **options)
     program.send(b"first\n")
     console.wait_for_events(topic, 1)
@@ -146,7 +146,7 @@ def test_a_pipe_that_nobody_reads(console: Console, topic: str, producer: KafkaP
     program = console.start("consumer", "-t", topic, output="stuck")
     program.wait_for(lambda it: it.out)
     console.press_ctrl_c()
-    assert program.end(LIMIT).status == 130  # it could not come to a clean end
+    assert program.end(LIMIT).status == 130  # it could not end cleanly
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_pipe_that_nobody_reads(console: Console, topic: str, producer: KafkaP
     ],
 )
 def test_streaming(console: Console, topic: str, step: Step) -> None:
-    """A silent stream, one that ends again and again, and one without an end of a line."""
+    """A silent stream, one that keeps ending, and one whose line never ends."""
     with XApi([step]) as api:
         env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
         program = console.start("twitter-stream", "-t", topic, env=env)

