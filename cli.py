@@ -31,7 +31,7 @@ STOP_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if hasattr(signal, name)
 ]
-# Of a longer message only this much of its beginning and its end is shown, in characters
+# Longer messages are cut down to this many characters from the beginning and from the end
 MESSAGE_BEGINNING, MESSAGE_END = 300, 190
 
 _secrets: set[str] = set()
@@ -58,7 +58,7 @@ def start() -> None:
 
 
 def keep_standard_descriptors() -> None:
-    """Open what is closed of descriptors 0 to 2, or a connection to Kafka would get their number.
+    """Open any of descriptors 0 to 2 that is closed, or a connection to Kafka would get its number.
 
     They are opened for reading only, so that writing to them still fails.
     """
@@ -83,7 +83,7 @@ def report_uncaught(
 
 
 def register_secret(secret: str | None) -> None:
-    """Mask this text in every message from now on; blanks are no secret."""
+    """Mask this text in every message from now on, unless it is blank."""
     if secret and secret.strip():
         _secrets.add(secret)
 
@@ -113,7 +113,7 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 class Throttle:
-    """Says each kind of message at most once in so many seconds."""
+    """Says each kind of message at most once in `seconds` seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -121,7 +121,7 @@ class Throttle:
         self._lock = threading.Lock()
 
     def say(self, kind: str, message: str) -> None:
-        """Write the message, unless one of its kind was written a short time ago."""
+        """Write the message, unless one of its kind was written recently."""
         now = time.monotonic()
         with self._lock:
             recent = {key: at for key, at in self._said_at.items() if now < at + self._seconds}
@@ -143,7 +143,7 @@ def _fit(text: str, live: bool) -> str:
     """
     try:
         columns = os.get_terminal_size(2).columns
-    except OSError:  # Windows takes the null device for a terminal
+    except OSError:  # Windows treats the null device as a terminal
         columns = 0
     width = (columns or 80) - 1  # 0: the width is unknown
     padded = text.ljust(width)
@@ -151,9 +151,9 @@ def _fit(text: str, live: bool) -> str:
 
 
 def _write(text: str) -> None:
-    # Not os.write: on Windows, a console shows its bytes in the console's own code page
+    # Not os.write: on Windows, the console would decode the bytes in its own code page
     with (
-        suppress(OSError),  # nobody is reading; the exit status still tells the outcome
+        suppress(OSError),  # nobody is reading; the exit status still shows the outcome
         open(2, "wb", buffering=0, closefd=False) as standard_error,
     ):
         standard_error.write(text.encode(errors="backslashreplace"))
@@ -181,15 +181,15 @@ seconds_type = pattern_type(r"\d{1,9}(\.\d*)?", "a number of seconds, such as 1 
 name_value_type = pattern_type(
     r"[^=]+=.+", "in the form NAME=VALUE", lambda text: tuple(text.split("=", 1))
 )
-# A name, an IPv4 address or an IPv6 address in brackets, and a port; Kafka's tools also take the
-# name of the protocol before it
+# A name, an IPv4 address or an IPv6 address in brackets, and a port; like Kafka's tools, also
+# accept a protocol name in front
 BROKER = re.compile(
     r"(?:[A-Z_]+://)?(?:\[[\w:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?", re.ASCII
 )
 
 
 def is_broker_list(text: str) -> bool:
-    """Return whether the text is HOST:PORT or HOST, or several, separated by commas."""
+    """Return whether the text is HOST:PORT or HOST, or several of these, separated by commas."""
     brokers = [BROKER.fullmatch(broker.strip()) for broker in text.split(",")]
     return all(broker and 0 < int(broker["port"] or 9092) < 1 << 16 for broker in brokers)
 
@@ -206,8 +206,8 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 def time_type(text: str) -> int:
     """Return a time as Kafka counts it: milliseconds since 1970, UTC.
 
-    The text is how long ago it was (90s, 10m, 2h, 3d), or a date with or without a time, as in ISO
-    8601; without a UTC offset, it is local time.
+    The text says how long ago (90s, 10m, 2h, 3d), or is an ISO 8601 date with or without a time;
+    without a UTC offset, it is local time.
     """
     ago = re.fullmatch(r"(\d{1,9})([smhd])", text, re.ASCII)
     try:
@@ -223,7 +223,7 @@ def time_type(text: str) -> int:
 
 
 def _timestamp(moment: datetime) -> float:
-    """Return the seconds since 1970; Windows itself knows no local time before that."""
+    """Return the seconds since 1970; Windows itself cannot convert an earlier local time."""
     try:
         return moment.timestamp()
     except OSError:
@@ -234,7 +234,7 @@ ESCAPES = {b"t": b"\t", b"n": b"\n", b"0": b"\0", b"\\": b"\\"}
 
 
 def separator_type(text: str) -> bytes:
-    r"""Convert SEP to bytes; the escapes \t, \n, \0, \xHH and \\ are what they say.
+    r"""Convert SEP to bytes; the escapes \t, \n, \0, \xHH and \\ have their usual meanings.
 
     Any other backslash stands for itself.
     """
@@ -249,7 +249,7 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 
 def header_type(text: str) -> tuple[str, bytes]:
-    """Split NAME=VALUE at the first =; NAME is text, VALUE any bytes, also none."""
+    """Split NAME=VALUE at the first =; NAME is text, VALUE is any bytes, or empty."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not in the form NAME=VALUE")
@@ -296,7 +296,7 @@ class Parser(argparse.ArgumentParser):
     def add_pairs(
         self, flag: str, dest: str, description: str, pair_type: Callable[[str], Any]
     ) -> None:
-        """Add a flag with NAME=VALUE that can be repeated; `dest` becomes a list of pairs."""
+        """Add a flag that takes NAME=VALUE and can be repeated; `dest` becomes a list of pairs."""
         self.add_argument(
             flag,
             dest=dest,
@@ -355,7 +355,7 @@ class Stop:
         self._requested.wait(seconds)
 
     def handle_signals(self) -> None:
-        """Start handling signals; call this from the main thread, and once."""
+        """Start handling signals; call this once, from the main thread."""
         reader, writer = os.pipe()  # both stay open as long as the process lives
         if sys.platform != "win32":  # set_wakeup_fd requires it; Windows' pipes have no such mode
             os.set_blocking(writer, False)

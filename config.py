@@ -65,7 +65,7 @@ COMPRESSION_TYPES = ("gzip", "snappy", "lz4", "zstd")
 # The packages that kafka-python decompresses with, installed by requirements.txt
 CODEC_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
 
-# The special characters that .env has in double quotes, as they are written there
+# The special characters that .env allows in double quotes, and how they are written there
 ESCAPES = str.maketrans(
     {
         "\a": r"\a",
@@ -78,7 +78,7 @@ ESCAPES = str.maketrans(
     }
 )
 
-_brokers_flag: str | None = None  # of -b
+_brokers_flag: str | None = None  # the value of -b
 
 
 class Explanation(NamedTuple):
@@ -99,12 +99,12 @@ NOT_AUTHORIZED = Explanation(
 )
 NO_GROUP_RIGHT = NOT_AUTHORIZED._replace(cause="not authorized to use the consumer group")
 TIMED_OUT = Explanation("Kafka did not respond in time")
-THROTTLED = "it throttles this client, because of a quota"
+THROTTLED = "it is throttling this client because of a quota"
 NO_KEY = Explanation("a compacted topic accepts only events with a key", "Use -K.")
 # Kafka accepts or rejects a batch as a whole
-IN_REJECTED_BATCH = Explanation("in one batch with an event that Kafka rejected")
+IN_REJECTED_BATCH = Explanation("in the same batch as an event that Kafka rejected")
 TOO_LARGE = Explanation("larger than the topic's max.message.bytes or KAFKA_MAX_REQUEST_SIZE")
-# The first type that an error is an instance of wins
+# The first type that matches the error wins
 ERROR_EXPLANATIONS: dict[type[Exception], Explanation] = {
     errors.GroupAuthorizationFailedError: NO_GROUP_RIGHT,
     errors.AuthorizationError: NOT_AUTHORIZED,
@@ -118,7 +118,7 @@ ERROR_EXPLANATIONS: dict[type[Exception], Explanation] = {
     errors.RequestTimedOutError: TIMED_OUT,
     errors.KafkaTimeoutError: TIMED_OUT,
 }
-# The first pattern that matches a message of the client wins; {} is what its group has captured
+# The first pattern that matches the client's message wins; {} is what its group captured
 MESSAGE_EXPLANATIONS = {
     # Windows reports a refused connection as 10061, or as 10053 when it is tried twice
     r"ECONNREFUSED|Error: 100(?:61|53)\b": Explanation("connection refused", CHECK_SERVERS),
@@ -147,7 +147,7 @@ MESSAGE_EXPLANATIONS = {
 }
 
 
-# Without a connection; why, only the client's log says
+# There is no connection; only the client's log says why
 NO_CONNECTION_ERRORS = (
     errors.KafkaConnectionError,
     errors.NodeNotReadyError,
@@ -179,7 +179,7 @@ def explain(error: Exception) -> Explanation:
 
 
 def explain_message(message: str) -> Explanation:
-    """Explain a message from the client's log; return an unknown one as it is."""
+    """Explain a message from the client's log; return an unknown one unchanged."""
     for pattern, explanation in MESSAGE_EXPLANATIONS.items():
         match = re.search(pattern, message)
         if match:
@@ -189,9 +189,9 @@ def explain_message(message: str) -> Explanation:
 
 
 def explain_unreachable(address: str) -> Explanation:
-    """Explain why a broker cannot be reached at the address that Kafka itself has given for it.
+    """Explain why a broker cannot be reached at the address that Kafka itself gives for it.
 
-    Often it is a name that only the broker's own machine or container knows.
+    Often that address is a name that only the broker's own machine or container can resolve.
     """
     cause = explain_message(client_log().reason).cause
     return Explanation(
@@ -225,7 +225,8 @@ class ClientLog(logging.Handler):
 
     `reason` is the latest such reason. With `verbose`, every record at INFO or above is shown
     with secrets masked. DEBUG is never enabled: at that level the client logs what it sends,
-    including passwords. Only the log tells, too, which addresses Kafka has given for its brokers.
+    including passwords. The log is also the only place that shows which addresses Kafka gives
+    for its brokers.
     """
 
     DEFAULT_REASON = "no response"
@@ -244,7 +245,7 @@ class ClientLog(logging.Handler):
         super().__init__()
         self.reason = self.DEFAULT_REASON
         self.verbose = False
-        self._connected: set[str] = set()  # numbers of brokers
+        self._connected: set[str] = set()  # the brokers' numbers
         self._unreachable: dict[str, str] = {}  # {broker: address}, until it is connected
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -257,7 +258,7 @@ class ClientLog(logging.Handler):
         self._note_address(message)
 
     def _note_address(self, message: str) -> None:
-        """Note which brokers are connected, and the addresses of those that are to be."""
+        """Note which brokers are connected, and the addresses of those still to be connected."""
         connecting = self.CONNECTING.match(message)
         if connecting:
             self._unreachable[connecting[1]] = connecting[2]
@@ -270,20 +271,20 @@ class ClientLog(logging.Handler):
 
     @property
     def is_disconnected(self) -> bool:
-        """Whether the client tries to reach brokers, and is connected to none."""
+        """Whether the client is trying to reach brokers but is connected to none."""
         return bool(self._unreachable) and not self._connected
 
     def unreachable_address(self) -> str:
         """Return the address of a broker that cannot be reached; "" if there is none.
 
-        Only an address that Kafka has given, not one of KAFKA_BOOTSTRAP_SERVERS.
+        This is always an address that Kafka gives, never one from KAFKA_BOOTSTRAP_SERVERS.
         """
         own_servers = bootstrap_servers().split(",")
         given = [address for address in self._unreachable.values() if address not in own_servers]
         return given[0] if given else ""
 
     def _follows_refusal(self, message: str) -> bool:
-        """Whether this is only the end of a connection that was refused for the known reason."""
+        """Whether this only ends a connection that was refused for the reason already known."""
         was_refused = "Sasl" in self.reason or "InvalidReceive" in self.reason
         return was_refused and "disconnected" in message
 
@@ -374,7 +375,7 @@ def check_env_line(binding: Binding, path: str) -> None:
     is_known = binding.key in KNOWN_VARIABLES
     is_bare = binding.key and binding.value is None
     if binding.error or (is_bare and not is_known):
-        # Do not show it: without a = it may be the rest of a secret
+        # Do not show it: without an = it may be the rest of a secret
         fail(f"line {_line_number(binding)} of {path} is not NAME=VALUE. See .env.example.", 2)
     if binding.key and not is_known:
         name = binding.key.upper()
@@ -401,10 +402,10 @@ def _is_secret(name: str) -> bool:
 
 
 def _register_passwords(url: str) -> None:
-    """Register the password in a URL, however malformed: all between USER: and the last @.
+    """Register the password in a URL, however malformed: everything between USER: and the last @.
 
-    Where it contains a / or the like, libraries take only a part of it for the password, or show a
-    part as the host.
+    If the password contains a character such as /, libraries treat only part of it as the
+    password, or show part of it as the host.
     """
     match = re.match(r"(?:[\w+.-]*:)?(?://)?[^:@]*:(?!//)(.+)@", url, re.DOTALL)
     if not match:
@@ -425,7 +426,7 @@ def _display_path(path: str) -> str:
 def client_options(client_class: Any, **defaults: Any) -> dict[str, Any]:
     """Return a client's options: the defaults, overridden by .env and the environment.
 
-    Settings unknown to this client are left out. Exit if one is invalid, for any client.
+    Omit settings unknown to this client. Exit if any is invalid, whichever client it is for.
     """
     given = client_settings()
     check_sasl(given)
@@ -440,9 +441,9 @@ def client_options(client_class: Any, **defaults: Any) -> dict[str, Any]:
 
 
 def client_settings() -> dict[str, Any]:
-    """Return the settings of kafka-python's clients in .env and the environment, by its names.
+    """Return the kafka-python client settings in .env and the environment, by kafka-python's names.
 
-    Each value has the type of the client's own default.
+    Each value has the same type as the client's own default.
     """
     texts = settings()
     values: dict[str, Any] = {}
@@ -477,7 +478,7 @@ def parse_setting(name: str, text: str) -> object:
 
 
 def _parse_choice(text: str, choices: dict[str, Any]) -> object:
-    """Return the value of the choice that the text names, in capitals or not."""
+    """Return the value of the choice that the text names, ignoring case."""
     for name, value in choices.items():
         if text.lower() == name.lower():
             return value
@@ -550,13 +551,13 @@ def check_compression(compression_type: str | None) -> None:
 
 
 def advise_package(compression_type: str) -> str:
-    """Say which package is missing to compress and decompress, and how to install it."""
+    """Say which missing package compression and decompression need, and how to install it."""
     package = CODEC_PACKAGES[compression_type]
     return f"the package {package} is not installed. Run: pip install -r requirements.txt"
 
 
 def check_ca_file(variable: str, path: str) -> None:
-    """Exit if the file of CA certificates or revocations that a variable names is unusable."""
+    """Exit if a variable names an unusable file of CA certificates or revocations."""
     check_readable(variable, path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)

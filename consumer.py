@@ -12,13 +12,13 @@ examples:
   consumer.py --list              all topics, each with its partitions and events
   consumer.py --list -t users     the topic's partitions; with -g, also how far the group has read
 
-If the topic does not exist yet, consumer.py waits for it, unless -e is given. --list takes each
-offset for an event; compaction and transactions leave offsets without one. The broker is
+If the topic does not exist yet, consumer.py waits for it, unless -e is given. --list counts each
+offset as an event; compaction and transactions leave offsets without one. The broker is
 localhost:9092 unless KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment.
 
 exit status:
   0    finished, an endless run was stopped, or the reader of the output went away
-  1    Kafka could not be reached, or the topic not read, or the output not written
+  1    Kafka could not be reached, the topic could not be read, or the output not written
   2    invalid usage or settings
   130  stopped by Ctrl-C before -n or -e finished (143: by SIGTERM, 129: by SIGHUP)
 """
@@ -67,12 +67,12 @@ MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to 
 POLL_TIMEOUT_MS = 700
 RESPONSE_TIMEOUT_MS = 3000
 LEAVE_TIMEOUT_MS = 1500
-METADATA_MAX_AGE_MS = 2000  # after so long new partitions, or the topic's end, are noticed
-RETRY_SECONDS = 0.2  # after a poll that has failed because Kafka is away
-CHECK_SECONDS = 2.0  # between checks whether Kafka is there
+METADATA_MAX_AGE_MS = 2000  # how soon new partitions, or the topic's deletion, are noticed
+RETRY_SECONDS = 0.2  # after a poll that failed because Kafka is away
+CHECK_SECONDS = 2.0  # between checks that Kafka is there
 CHECK_TIMEOUT_MS = 1000
 MAX_CHECKED_PARTITIONS = 100
-AWAY_SECONDS = 5.0  # without a response Kafka is considered away
+AWAY_SECONDS = 5.0  # Kafka is considered away after this long without a response
 REBALANCE_SECONDS = 10.0  # a rebalance that takes longer is considered stuck
 
 READ_RECORD = DefaultRecordBatch._read_msg
@@ -172,7 +172,7 @@ def check_list_flags(parser: Parser, options: argparse.Namespace) -> None:
 
 
 def start_flag(options: argparse.Namespace) -> str:
-    """Return the flag that says where to start, or "" if there is none; there is one at most."""
+    """Return the flag that says where to start, or "" if there is none; there is at most one."""
     if options.latest:
         return "--latest"
     if options.last:
@@ -184,7 +184,7 @@ def consumer_options(group: str | None) -> dict[str, Any]:
     return client_options(
         Consumer,
         group_id=group,
-        enable_auto_commit=False,  # it commits what has been read, but not yet printed
+        enable_auto_commit=False,  # it would commit events that are read but not yet printed
         exclude_internal_topics=False,  # they can be printed like any other
         auto_offset_reset="earliest",
         metadata_max_age_ms=METADATA_MAX_AGE_MS,
@@ -195,7 +195,7 @@ def consumer_options(group: str | None) -> dict[str, Any]:
 
 
 def print_events(consumer: Any, options: argparse.Namespace, stop: Stop) -> bool:
-    """Print events; return True if COUNT, the ends or the reader ended it, not `stop`."""
+    """Print events; return True if COUNT, the ends or the reader ended the run, not `stop`."""
     starts = start_offsets(consumer, options)
     if options.group:
         commit_starts(consumer, starts, options)
@@ -205,7 +205,7 @@ def print_events(consumer: Any, options: argparse.Namespace, stop: Stop) -> bool
     remaining = options.count
     for records in read_events(consumer, options, ends, stop):
         wanted = records[:remaining]
-        # Also with nothing to write, to notice that the reader has gone
+        # Even with nothing to write, to notice that the reader is gone
         if not write_lines([format_event(record, options) for record in wanted]):
             return True
         if options.group and wanted:
@@ -222,7 +222,7 @@ def read_events(
 ) -> Iterator[list[Any]]:
     """Yield events poll by poll, until `stop` or, with -e, the ends.
 
-    Between polls the monitors look after changes in Kafka and anything the client has lost.
+    Between polls, the monitors deal with changes in Kafka and anything the client has lost.
     """
     monitors: list[Monitor] = [KafkaMonitor(consumer), TopicMonitor(consumer, options)]
     if options.group:
@@ -247,7 +247,7 @@ def read_events(
 
 
 def poll(consumer: Any, stop: Stop) -> list[Any]:
-    """Return the next events, if any; none while Kafka is away, which the KafkaMonitor says."""
+    """Return the next events, if any; none while Kafka is away, which KafkaMonitor reports."""
     try:
         return next_events(consumer)
     except CONNECTION_ERRORS:
@@ -288,9 +288,9 @@ class LenientBuffer(bytes):
 
 
 def read_record_leniently(batch: Any) -> Any:
-    """Read an event whose headers have any names; the client itself rejects one that is not UTF-8.
+    """Read an event whatever its header names; the client itself rejects one that is not UTF-8.
 
-    Kafka and other clients take any bytes. It is slower, so it is used only once it is needed.
+    Kafka and other clients accept any bytes. This is slower, so it is used only once needed.
     """
     if not isinstance(batch._buffer, LenientBuffer):
         batch._buffer = LenientBuffer(batch._buffer)
@@ -307,7 +307,7 @@ def subscribe(consumer: Any, topic: str) -> None:
 
 
 def start_offsets(consumer: Any, options: argparse.Namespace) -> Offsets:
-    """Return where to start in each partition, as the flags say; without them, nothing."""
+    """Return where the flags say to start in each partition; nothing without such flags."""
     if not start_flag(options):
         return {}
     partitions = partitions_of(consumer, options.topic)
@@ -321,10 +321,10 @@ def start_offsets(consumer: Any, options: argparse.Namespace) -> Offsets:
 
 
 def offsets_since(consumer: Any, partitions: list[TopicPartition], time_ms: int) -> Offsets:
-    """Return the offset of each partition's first event as recent as this, or else its end.
+    """Return the offset of each partition's first event at or after this time, or else its end.
 
-    Kafka looks it up in its index of timestamps. Events behind that one may be older, because
-    timestamps need not be in order; no more recent one precedes it.
+    Kafka looks it up in its timestamp index. Events after that one may be older, because
+    timestamps need not be in order, but all events before it are older than this time.
     """
     ends = consumer.end_offsets(partitions)
     found = consumer.offsets_for_times(dict.fromkeys(partitions, time_ms))
@@ -335,11 +335,11 @@ def offsets_since(consumer: Any, partitions: list[TopicPartition], time_ms: int)
 
 
 def offsets_of_last(consumer: Any, partitions: list[TopicPartition], count: int) -> Offsets:
-    """Return each partition's offset that `count` events follow, or the first one.
+    """Return the offset of each partition's `count`-th event from the end, or its first offset.
 
-    Offsets have gaps: what was compacted or aborted, and Kafka's own records at the end of a
-    transaction. Only reading shows them. So it reads what should hold that many events, and more
-    of those partitions in which they turn out to be fewer.
+    Offsets have gaps: compacted or aborted events, and Kafka's own records at the end of a
+    transaction. Only reading reveals them. So read a span that should hold that many events, and
+    more of any partition that turns out to hold fewer.
     """
     firsts = consumer.beginning_offsets(partitions)
     ends = consumer.end_offsets(partitions)
@@ -375,7 +375,7 @@ def read_offsets(
 
 
 def prepare_reading(consumer: Any, options: argparse.Namespace, starts: Offsets) -> Offsets:
-    """Set where to start; return each partition's end for -e, where to stop."""
+    """Set where to start; return where to stop with -e: each partition's end."""
     partitions = partitions_of(consumer, options.topic)
     if not partitions:
         explain_missing_topic(options.topic, may_wait=not options.stop_at_end)
@@ -397,7 +397,7 @@ def partitions_of(consumer: Any, topic: str) -> list[TopicPartition]:
 
 
 def request_positions(consumer: Any) -> None:
-    """Make the client request all positions it does not know; a poll would wait 0.1 s before.
+    """Make the client request all positions it does not know; a poll would wait 0.1 s first.
 
     Asking for one makes it request all.
     """
@@ -432,7 +432,7 @@ def commit_starts(consumer: Any, starts: Offsets, options: argparse.Namespace) -
 def pause_finished(consumer: Any, ends: Offsets) -> bool:
     """Pause each assigned partition that is at its end; return whether all are.
 
-    By position, because offsets have gaps.
+    This compares positions, because offsets have gaps.
     """
     assigned = consumer.assignment()
     wanted = assigned & ends.keys()
@@ -446,15 +446,15 @@ def pause_finished(consumer: Any, ends: Offsets) -> bool:
     return finished == wanted and knows_partitions
 
 
-# The client's own seek() and position() look at all its partitions each time: for each of 3,000
-# partitions, position() takes half a minute
+# The client's own seek() and position() look at all its partitions each time: calling position()
+# for each of 3,000 partitions takes half a minute
 def set_positions(consumer: Any, offsets: Offsets) -> None:
     for partition, offset in offsets.items():
         consumer._subscription.seek(partition, offset)
 
 
 def known_position(consumer: Any, partition: TopicPartition) -> int:
-    """Return the offset to be read next, or 0 if the client does not know it."""
+    """Return the next offset to read, or 0 if the client does not know it."""
     state = consumer._subscription.assignment.get(partition)
     position = state.position if state else None
     return position.offset if position else 0
@@ -472,7 +472,10 @@ def lower_ends(consumer: Any, ends: Offsets) -> None:
 
 
 def explain_missing_topic(topic: str, may_wait: bool) -> None:
-    """Say that the script waits for the topic; raise if it is unreadable or must not wait."""
+    """Say that the script is waiting for the topic.
+
+    Raise if the topic is unreadable or the script must not wait.
+    """
     error = errors.for_code(describe_topic(topic)["error_code"])
     if error is errors.NoError:
         return
@@ -483,9 +486,9 @@ def explain_missing_topic(topic: str, may_wait: bool) -> None:
 
 
 def check_right_to_read(topic: str) -> None:
-    """Raise TopicAuthorizationFailedError if the topic must not be read.
+    """Raise TopicAuthorizationFailedError if reading the topic is not allowed.
 
-    Kafka itself refuses only a request for events, and without events there is none.
+    Kafka itself refuses only requests for events; without events, the client sends none.
     """
     allowed = describe_topic(topic).get("authorized_operations")
     if allowed and "READ" not in allowed:
@@ -499,15 +502,15 @@ def describe_topic(topic: str) -> dict[str, Any]:
 
 
 class Monitor(Protocol):
-    """Looks after one matter between two polls, of which the last one may have had events."""
+    """Deals with one matter between polls; `has_events` says whether the last poll returned any."""
 
     def check(self, has_events: bool) -> None: ...
 
 
 class KafkaMonitor:
-    """Says that Kafka, or the leader of a partition, has gone away, and that it is back.
+    """Says when Kafka, or the leader of a partition, has gone away, and when it is back.
 
-    A poll just returns nothing from there, so this asks Kafka for something now and then.
+    A poll just returns nothing then, so this sends Kafka a request now and then.
     """
 
     def __init__(self, consumer: Any) -> None:
@@ -532,9 +535,9 @@ class KafkaMonitor:
             self._report(problem)
 
     def _problem(self) -> str:
-        """Return why Kafka, or a partition's leader, is away; "" if they are not.
+        """Return why Kafka, or a partition's leader, is away; "" if neither is.
 
-        Where events arrive, Kafka is there, even if its response takes long on a slow network.
+        If events arrive, Kafka is there, even if its response is slow to come on a slow network.
         """
         partitions = list(self._consumer.assignment())[:MAX_CHECKED_PARTITIONS]
         try:
@@ -548,7 +551,7 @@ class KafkaMonitor:
         return "" if is_there else explain_message(client_log().reason).cause
 
     def _report(self, problem: str) -> None:
-        """Say it once; a client that is throttled may be so again and again."""
+        """Report a problem once; a throttled client may be throttled again and again."""
         if problem == THROTTLED:
             has_been_said, self._was_throttled = self._was_throttled, True
         else:
@@ -589,11 +592,11 @@ class AssignmentMonitor:
         self._topic, self._group = options.topic, options.group
         self._generation_without_topic: int | None = None
         self._seen: int | None = None  # the number of partitions at the last check
-        self._known: int | None = None  # the same, once it was certain
+        self._known: int | None = None  # the same, once certain
 
     def check(self, has_events: bool) -> None:
         seen, self._seen = self._seen, self._count_assigned()
-        # Twice, because kafka-python calls a group stable shortly before it has the partitions
+        # Seen twice, because kafka-python calls a group stable shortly before it has its partitions
         if self._seen is None or self._seen != seen or seen == self._known:
             return
         is_first = self._known is None and seen > 0
@@ -602,9 +605,9 @@ class AssignmentMonitor:
             self._report(seen)
 
     def _count_assigned(self) -> int | None:
-        """Return the number of partitions, or None while members of the group share them out.
+        """Return the number of partitions, or None while the group's members are sharing them out.
 
-        Before the topic exists, the group has shared out nothing; it does so again soon after.
+        Before the topic exists, the group has nothing to share out; it rebalances soon after.
         """
         member = self._consumer.group_metadata()
         if not self._consumer.subscription():
@@ -626,17 +629,16 @@ class AssignmentMonitor:
 
 
 class RebalanceMonitor:
-    """Says that a rebalance takes long, and rejoins the group if it never finishes.
+    """Says when a rebalance takes a long time, and rejoins the group if it never finishes.
 
-    A member that was killed holds it up until its session has expired. And kafka-python 3.0.12
-    loses the last response of a rebalance (SyncGroup) if it arrives between two polls; the consumer
-    then waits for it forever. To leave and rejoin is safe: everything printed is already committed,
-    or cannot be.
+    A killed member holds it up until its session expires. Also, kafka-python 3.0.12 loses the last
+    response of a rebalance (SyncGroup) if it arrives between two polls; the consumer then waits for
+    it forever. It is safe to leave and rejoin: all printed events are committed, or cannot be.
     """
 
     def __init__(self, consumer: Any, options: argparse.Namespace) -> None:
         self._consumer, self._topic, self._group = consumer, options.topic, options.group
-        self._idle_at = time.monotonic()  # when there was no rebalance last
+        self._idle_at = time.monotonic()  # the last time there was no rebalance
         self._has_said = False
 
     def check(self, has_events: bool) -> None:
@@ -682,7 +684,7 @@ def commit(consumer: Any, offsets: Offsets) -> bool:
 
 
 def explain_reading(consumer: Any, error: Exception) -> str:
-    """Explain why events cannot be read; name the place of one that cannot be decoded."""
+    """Explain why events cannot be read; say where one that cannot be decoded is."""
     codec = re.search(r"Libraries for (\w+) compression", str(error))
     if isinstance(error, errors.UnsupportedCodecError) and codec:
         advice = advise_package(codec[1])
@@ -694,7 +696,7 @@ def explain_reading(consumer: Any, error: Exception) -> str:
 
 
 def place_of_next(consumer: Any) -> str:
-    """Return the place of the event to be read next; only the client's fetcher knows it."""
+    """Return the place of the next event to read; only the client's fetcher knows it."""
     batches = getattr(consumer._fetcher, "_next_partition_records", None)
     if not batches:
         return ""

@@ -39,9 +39,9 @@ MAX_IN_FLIGHT_BYTES = 16 << 20
 # producer delivers nothing more
 MAX_BATCH_BYTES = 900_000
 DEFAULT_MAX_EVENT_BYTES = 1 << 20  # kafka-python's
-MAX_OVERHEAD = 100  # more bytes than a batch of one event has besides its key, value and headers
+MAX_OVERHEAD = 100  # upper bound on a one-event batch's bytes besides its key, value and headers
 TICK = 0.2  # seconds between checks for changes
-QUIET = 0.5  # a source still silent so many seconds after a stop request is blocked in a read
+QUIET = 0.5  # seconds; a source silent for longer after a stop request is blocked in a read
 # The length of a second in progress messages and in X's rules; shorter in tests
 SECOND = float(os.environ.get("STREAM_TEST_SECOND") or 1)
 
@@ -80,7 +80,7 @@ class LineSplitter:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._pieces: list[bytes] = []  # of the last line, which is still incomplete
-        self._size = 0  # of that line, with what was not kept
+        self._size = 0  # of that line, including what was not kept
 
     def feed(self, block: bytes) -> list[Line]:
         r"""Return the lines that end in this block, without their \n."""
@@ -124,21 +124,21 @@ def take(source: Source, count: int | None) -> Source:
 
 
 class Stopped(Exception):
-    """Raised by a source that was asked to stop before it came to its end."""
+    """Raised by a source that was asked to stop before it reached its end."""
 
 
 class BackgroundReader:
     """Runs a source in a thread; iterating yields its batches, or an empty one every TICK.
 
     The source checks `stop` itself, so whatever it has already read is still delivered; if it
-    cannot check because it is blocked in a read, it is abandoned. Exceptions in the source, also
-    the SystemExit of a `fail`, are re-raised here, except for Stopped.
+    cannot check because it is blocked in a read, it is abandoned. Exceptions in the source,
+    including the SystemExit from a `fail`, are re-raised here, except for Stopped.
     """
 
     def __init__(self, source: Source, stop: Stop) -> None:
         self._source, self._stop = source, stop
         self._batches: queue.Queue[Batch | BaseException | None] = queue.Queue(2)
-        self.is_exhausted = False  # whether the source came to its end
+        self.is_exhausted = False  # whether the source reached its end
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -210,7 +210,7 @@ class Job(NamedTuple):
     unit: str = "event"  # what messages call an event
     details: Callable[[], str] = str  # what the source adds to messages; str() is empty
     say_skipped: Callable[[str], None] = say  # reports an event that is too large
-    at_stop: Callable[[], object] = str  # called if the source does not come to its end
+    at_stop: Callable[[], object] = str  # called if the source does not reach its end
     place: Callable[[int], str] | None = None  # where in the source an event is, by its number
     percent_read: Callable[[], int] | None = None  # of the source, if its size is known
     has_separator: bool = False  # whether the source separates keys from values
@@ -231,7 +231,7 @@ class Delivery:
     `timeout` is how many seconds Kafka may take to acknowledge an event. The first failed delivery
     ends the run: to keep the order, the events after it are not sent but counted as failed. (Those
     already in flight by then may be in Kafka all the same.) An event whose batch would be larger
-    than `max_bytes` is only skipped.
+    than `max_bytes` is just skipped.
     """
 
     def __init__(
@@ -241,21 +241,21 @@ class Delivery:
         self._max_bytes, self._timeout, self._stop = max_bytes, timeout, stop
         self._headers = list(job.headers)  # kafka-python insists on a list
         self._header_bytes = sum(len(name.encode()) + len(value) for name, value in job.headers)
-        # A key and value of up to so many bytes fit, whatever the rest of their batch takes
+        # A key and value of up to this many bytes fit, whatever the overhead of their batch
         self._surely_fits = max_bytes - MAX_OVERHEAD - batch_size(Event(None, b""), self._headers)
         self._progress = Progress(job)
         self._in_flight: deque[Sent] = deque()  # oldest first
         self._in_flight_bytes = 0
-        self._last_progress_at = 0.0  # when an event was settled last, or the first one sent
+        self._last_progress_at = 0.0  # when an event was last settled, or the first one sent
         self.events_read = 0
         self._has_keys = False
         self.acknowledged = 0
         self.failed = 0
-        # Of the first event that failed by itself, or else with others of its batch: whether it was
-        # with others, its number, and what happened
+        # The first event that failed by itself, or else along with its batch: whether it failed
+        # along with its batch, its number, and what happened
         self._first_failure = (True, sys.maxsize, "")
-        self._first_undelivered = sys.maxsize  # as a number, of the failed events not too large
-        self._has_ended = False  # by a failed delivery
+        self._first_undelivered = sys.maxsize  # number of the first failure not due to size
+        self._has_ended = False  # because of a failed delivery
 
     @property
     def _is_full(self) -> bool:
@@ -325,7 +325,7 @@ class Delivery:
             self._settle(self._in_flight.popleft())  # the client has lost track of it
 
     def _settle(self, sent: Sent) -> None:
-        """Count an event as acknowledged, or as failed if it is not by now."""
+        """Count an event as acknowledged, or as failed if not acknowledged by now."""
         self._last_progress_at = time.monotonic()
         self._in_flight_bytes -= sent.size
         if sent.future.succeeded():
@@ -340,7 +340,7 @@ class Delivery:
         self._stop.request()
 
     def _record_undelivered(self, number: int, size: int, reason: Explanation) -> None:
-        """Count an event as failed that another run may deliver."""
+        """Count a failed event that another run may deliver."""
         self._first_undelivered = min(self._first_undelivered, number)
         self._record_failure(number, size, reason)
 
@@ -360,7 +360,7 @@ class Delivery:
             self._settle(self._in_flight.popleft())
 
     def summary(self, is_exhausted: bool) -> str:
-        """Say what was published and what was not; `is_exhausted`: the source came to its end."""
+        """Say what was published and what was not; `is_exhausted`: the source reached its end."""
         published = pluralize(self.acknowledged, self._job.unit)
         summary = f"published {published} to {self._topic}{self._job.details()}"
         if self._job.has_separator and self.events_read and not self._has_keys:
@@ -380,9 +380,9 @@ class Delivery:
 
 
 def batch_size(event: Event, headers: list[Header]) -> int:
-    """Return the bytes of a batch with this event alone, uncompressed, as Kafka's limits mean it.
+    """Return the size of a batch of this event alone, uncompressed, as Kafka's limits count it.
 
-    In a batch of one, the differences of time and offset to the first event are 0.
+    In a batch of one, the time and offset deltas from the first event are 0.
     """
     builder = DefaultRecordBatchBuilder
     record_bytes: int = builder.size_in_bytes(0, 0, event.key, event.value, headers)
@@ -401,7 +401,7 @@ def explain_failure(error: Exception | None) -> Explanation:
 class Progress:
     """Reports progress: every second as a live line on a terminal, every minute in a log.
 
-    In a log it also reports when Kafka begins to keep it waiting.
+    In a log it also reports when Kafka starts to keep it waiting.
     """
 
     def __init__(self, job: Job) -> None:
@@ -429,7 +429,7 @@ class Progress:
             self._reported_count = delivery.acknowledged
 
     def _check_stall(self, delivery: Delivery) -> None:
-        """It has stalled if it still waits for the same event as at the last check."""
+        """Note a stall: the event awaited at the last check is still not settled."""
         settled = delivery.acknowledged + delivery.failed
         awaited = settled + 1 if settled < delivery.events_read else 0
         self._is_stalled = awaited > 0 and awaited == self._awaited

@@ -1,8 +1,8 @@
 """Open X's stream over HTTP, within time limits that requests does not have.
 
-A timeout of requests counts from the last byte received, so a header or a line that arrives a byte
-at a time would block it forever. It also tries a host's addresses one after the other, so one that
-never answers would delay every connection.
+requests counts a timeout from the last byte received, so a header or a line that arrives a byte at
+a time would block it forever. It also tries a host's addresses one after another, so one that never
+answers would delay every connection.
 """
 
 import functools
@@ -84,7 +84,7 @@ def is_usable_proxy(proxy: str) -> bool:
 def is_usable_address(url: str) -> bool:
     """Return whether a URL has a host and a port to connect to, and no unescaped password.
 
-    Raises a ValueError if it is none at all.
+    Raises ValueError if it is not a URL at all.
     """
     parts = parse_address(url)
     try:
@@ -97,7 +97,7 @@ def is_usable_address(url: str) -> bool:
 
 
 def parse_address(url: str) -> Url:
-    """Parse a URL; without a scheme it is an HTTP one, as requests takes it for a proxy."""
+    """Parse a URL; one without a scheme counts as HTTP, as requests treats a proxy."""
     return parse_url(url if "://" in url else f"http://{url}")
 
 
@@ -112,7 +112,7 @@ class SilenceGuard:
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
         self._deadline = math.inf  # time.monotonic()
-        self.has_fired = False  # on the socket watched last
+        self.has_fired = False  # on the last socket watched
         threading.Thread(target=self._run, daemon=True).start()
 
     def watch(self, connection: socket.socket) -> None:
@@ -125,7 +125,7 @@ class SilenceGuard:
         self.restart()
 
     def restart(self, at_most: float = math.inf) -> None:
-        """Start counting anew: something complete has arrived, or reading goes on after a pause.
+        """Restart the countdown: something complete has arrived, or reading resumes after a pause.
 
         `at_most` is a limit in seconds for what comes next, if it is shorter than usual.
         """
@@ -133,7 +133,7 @@ class SilenceGuard:
             self._deadline = time.monotonic() + min(self._limit, at_most)
 
     def pause(self) -> None:
-        """Stop counting, while nobody reads."""
+        """Stop the countdown while nobody is reading."""
         with self._lock:
             self._deadline = math.inf
 
@@ -157,7 +157,7 @@ class SilenceGuard:
 
 
 class FinalResponse(http.client.HTTPResponse):
-    """Skips informational responses; its parent class skips only 100 and takes 103 for final."""
+    """Skips informational responses; its parent class skips only 100 and treats 103 as final."""
 
     def begin(self) -> None:
         super().begin()
@@ -167,7 +167,7 @@ class FinalResponse(http.client.HTTPResponse):
 
 
 class GuardedMixin:
-    """Tells the opener of a connection of urllib3 what becomes of it."""
+    """Tells the opener of a urllib3 connection what becomes of it."""
 
     response_class: Any = FinalResponse
 
@@ -186,7 +186,7 @@ class GuardedMixin:
 
 
 class RacingMixin:
-    """Lets a connection of urllib3 try the addresses of its host side by side."""
+    """Makes a urllib3 connection try its host's addresses in parallel."""
 
     host: str
     port: int
@@ -208,7 +208,7 @@ GUARDED_CLASSES = {HTTPConnection: GuardedHTTPConnection, HTTPSConnection: Guard
 
 
 def guarded_class(connection_class: Any) -> Any:
-    """Return the guarded variant of a connection class; that of a SOCKS proxy makes its own way."""
+    """Return the guarded variant of a connection class; a SOCKS one connects in its own way."""
     if connection_class in GUARDED_CLASSES:
         return GUARDED_CLASSES[connection_class]
     return type("GuardedSOCKSConnection", (GuardedMixin, connection_class), {})
@@ -217,8 +217,8 @@ def guarded_class(connection_class: Any) -> Any:
 def connect_to_any(host: str, port: int, timeout: float) -> socket.socket:
     """Connect to the first of the host's addresses that answers (RFC 8305, "Happy Eyeballs").
 
-    The next address is tried when one has failed or has been silent for NEXT_ADDRESS_AFTER
-    seconds, while the earlier attempts go on. Raises the last failure, an OSError.
+    The next address is tried when one fails or stays silent for NEXT_ADDRESS_AFTER seconds;
+    earlier attempts continue. Raises the last failure, an OSError.
     """
     addresses = deque(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     deadline = time.monotonic() + timeout
@@ -246,12 +246,12 @@ def connect_to_any(host: str, port: int, timeout: float) -> socket.socket:
 
 
 def start_attempt(attempts: selectors.BaseSelector, address: tuple[Any, ...]) -> None:
-    """Begin to connect to an address, one of getaddrinfo's tuples."""
+    """Start connecting to an address, one of getaddrinfo's tuples."""
     family, kind, protocol, _, target = address
     attempt = socket.socket(family, kind, protocol)
     attempt.setblocking(False)
     try:
-        with suppress(BlockingIOError):  # the usual case: it goes on in the background
+        with suppress(BlockingIOError):  # the usual case: it continues in the background
             attempt.connect(target)
     except OSError:
         attempt.close()
@@ -341,7 +341,7 @@ class StreamOpener:
 
 
 def describe_target(url: str) -> str:
-    """Return the host, and the proxy on the way to it, without any password."""
+    """Return the host, and the proxy used to reach it, without any password."""
     target = parse_url(url)
     proxy = proxy_for(url)
     if not proxy:

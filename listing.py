@@ -12,10 +12,10 @@ from kafka import KafkaAdminClient, OffsetSpec, TopicPartition, errors
 
 RESPONSE_TIMEOUT_MS = 10_000
 # A broker that has gone away is still named as a leader for 9 s (its broker.session.timeout.ms),
-# and for some seconds more if it was the active controller
+# and for a few more seconds if it was the active controller
 RETRY_SECONDS = 15.0
 RETRY_PAUSE = 0.2
-# Their own texts list every partition concerned
+# Their own messages list every partition affected
 MOVING_ERRORS = (
     errors.LeaderNotAvailableError,
     errors.NotLeaderForPartitionError,
@@ -25,7 +25,7 @@ MOVING_ERRORS = (
 )
 NOT_READY = Explanation("a leader or coordinator is not ready", "Try again in a minute.")
 
-# How the fields of a line, named as --json prints them, are shown without it
+# How a line's fields, by their names in --json, are shown without --json
 UNITS = {"partitions": "partition", "events": "event"}
 LABELS = {
     "partition": "partition",
@@ -36,7 +36,7 @@ LABELS = {
     "lag": "lag",
 }
 
-Row = dict[str, Any]  # a line's fields, in their order; None: it does not exist, or is unknown
+Row = dict[str, Any]  # a line's fields, in order; None: nonexistent or unknown
 
 
 class Partition(NamedTuple):
@@ -62,7 +62,7 @@ class Partition(NamedTuple):
 def list_lines(topic: str | None, group: str | None, as_json: bool) -> list[bytes]:
     r"""Return the lines, including the \n: one per topic, or per partition of the given topic.
 
-    With a group they also have its committed offsets and lag. Exit if Kafka gives no answer.
+    With a group, they include its committed offsets and lag. Exit if Kafka does not answer.
     """
     partitions = fetch_partitions(topic, group)
     if topic:
@@ -81,8 +81,8 @@ def list_lines(topic: str | None, group: str | None, as_json: bool) -> list[byte
 def fetch_partitions(topic: str | None, group: str | None) -> list[Partition]:
     """Return the topic's partitions, or those of all topics, in order; exit on failure.
 
-    Start again while a leader or the group's coordinator is changing, or a topic is deleted; with
-    a new client, because kafka-python 3.0.12 never asks again which broker is the coordinator.
+    Start over while a leader or the group's coordinator is changing, or a topic is being deleted.
+    Use a new client, because kafka-python 3.0.12 never asks again which broker is the coordinator.
     """
     options = client_options(KafkaAdminClient, request_timeout_ms=RESPONSE_TIMEOUT_MS)
     deadline = time.monotonic() + RETRY_SECONDS
@@ -133,7 +133,7 @@ def fetch_committed(admin: Any, group: str) -> dict[TopicPartition, int]:
 def fetch_offsets(
     admin: Any, leaders: dict[TopicPartition, int | None], committed: dict[TopicPartition, int]
 ) -> list[Partition]:
-    """Return the partitions with their offsets; without a leader nobody knows first and end.
+    """Return the partitions with their offsets; without a leader, first and end are unknown.
 
     The end is that of the log, as Kafka's own tools show it: events of transactions that are
     still open come before it.
@@ -198,7 +198,7 @@ def format_rows(rows: list[Row]) -> list[str]:
 
 
 def format_column(name: str, values: list[Any]) -> list[str]:
-    """Return cells of one width: `12 events`, `end 12`, or a topic's name."""
+    """Return cells of equal width: `12 events`, `end 12`, or a topic's name."""
     texts = ["-" if value is None else str(value) for value in values]
     width = max(map(len, texts))
     if name in LABELS:

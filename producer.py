@@ -10,7 +10,7 @@ examples:
 
 The topic is created if it does not exist. The broker is localhost:9092 unless
 KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment. If a run is stopped or fails, its last
-message names the line to continue from. (After a failure, some events may then be there twice.)
+message names the line to continue from. (After a failure, some events may then be duplicated.)
 
 exit status:
   0    all events were delivered
@@ -61,7 +61,7 @@ from delivery import (
     take,
 )
 
-BLOCK_BYTES = 1 << 16  # per read; with half of it, 5,000-byte events take a sixth longer
+BLOCK_BYTES = 1 << 16  # per read; with half as much, 5,000-byte events take a sixth longer
 SAMPLE_BATCH_SIZE = 500  # events per batch with --interval 0
 
 
@@ -146,7 +146,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_flags(parser: Parser, options: argparse.Namespace) -> None:
-    """Exit if flags cannot do what they are for."""
+    """Exit if a flag has nothing to act on."""
     if options.tombstones and options.separator is None:
         parser.error("-Z needs -K")
     if options.separator is not None and not options.files:
@@ -180,7 +180,7 @@ def readable_files(paths: list[str]) -> list[str]:
 def check_input(path: str) -> None:
     """Raise OSError if a file, or standard input for -, cannot be read.
 
-    Only a regular file is opened for that: with a FIFO, opening would wait for a writer, and
+    Only a regular file is opened to check it: with a FIFO, opening would wait for a writer, and
     closing would break its pipe.
     """
     if path == "-":
@@ -212,7 +212,7 @@ def display_name(path: str) -> str:
 
 
 def total_size(paths: list[str]) -> int:
-    """Return how many bytes the files hold, or 0 if that is unknown, as of a pipe."""
+    """Return how many bytes the files hold, or 0 if that is unknown, as for a pipe."""
     if not all(path != "-" and os.path.isfile(path) for path in paths):
         return 0
     with suppress(OSError):  # a file has just been removed
@@ -274,8 +274,7 @@ class FileStart(NamedTuple):
 class FileReader:
     """Reads the lines of files one after the other; each line becomes an event.
 
-    A file that cannot be read is reported, and sets `has_failed`; the next one is read all the
-    same.
+    A file that cannot be read is reported and sets `has_failed`; reading continues with the next.
     """
 
     def __init__(self, paths: list[str], max_bytes: int, stop: Stop) -> None:
@@ -314,7 +313,7 @@ class FileReader:
         return min(100 * self._bytes_read // self.total_bytes, 100)
 
     def place(self, number: int) -> str:
-        """Say which line of which file becomes the event of that number."""
+        """Say which line of which file becomes the event with that number."""
         start = [start for start in self._starts if start.number <= number][-1]
         return f"line {number - start.number + 1} of {display_name(start.path)}"
 

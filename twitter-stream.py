@@ -74,30 +74,30 @@ X_URL = "https://api.x.com/2/tweets/sample/stream"
 LOOPBACK = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)"
 MAX_LINE_BYTES = 1 << 20  # no tweet comes close
 BLOCK_BYTES = 1 << 16  # per read
-PAGE_BYTES = 1 << 14  # of a web page, to show its words
+PAGE_BYTES = 1 << 14  # of a web page, to show its text
 
 # X's rules, in seconds unless stated otherwise
 REFUSAL_TIMEOUT = 10  # for the text of a refusal
 SILENCE = 22  # X sends a keep-alive every 20 seconds
 X_WINDOW = 900  # X's rate limits apply per 15 minutes
 MAX_CONNECTS, CONNECT_WINDOW = 10, 180  # spreads out the 50 connects that X allows in X_WINDOW
-DAY = 86_400  # no rate limit of X lasts longer
-# Once a request has been accepted, only so many refusals in a row end the run. With the waits in
-# between they span 20 minutes, more than X_WINDOW
+DAY = 86_400  # no X rate limit lasts longer
+# Once a request has been accepted, it takes this many refusals in a row to end the run. With the
+# waits in between, they span 20 minutes, more than X_WINDOW
 MAX_REFUSALS = 10
 DELIVERY_TIMEOUT = 3600  # how long Kafka may be down; until then, tweets already read are held
 MAX_BACKFILL_MINUTES = 5
 BACKFILL_MARGIN = 10  # for the time that a connect takes, and for tweets lost in flight
 MAX_BACKFILL_REFUSALS = 3  # in a row, before we assume that the plan has no backfill
 RECENT = 360  # how much of the topic --backfill reads at the start: a minute more than X resends
-READ_STALL = 8  # give up reading it after so long without progress
+READ_STALL = 8  # give up reading it after this long without progress
 MAX_SEEN_IDS = 125_000  # six minutes at six times the usual rate
 
 
 class Rule(NamedTuple):
     """How long to wait after a failure, in seconds: the first wait and the longest.
 
-    With each failure of a kind in a row the wait doubles, or grows by the first wait.
+    With each consecutive failure of a kind, the wait doubles, or grows by the first wait.
     """
 
     name: str  # also tells rules with the same waits apart
@@ -177,7 +177,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
 def bearer_token() -> str:
     """Return the token without whitespace, quotes or the word Bearer around it.
 
-    Exit if it is unusable. Quotes are what docker's --env-file leaves around a value.
+    Exit if it is unusable. docker's --env-file leaves quotes around a value.
     """
     blanks_and_quotes = " \t\r\n\"'"
     token = settings().get("BEARER_TOKEN", "").strip(blanks_and_quotes)
@@ -212,7 +212,7 @@ def stream_url(params: list[tuple[str, str]]) -> str:
 
 
 def stream_tweets(opener: StreamOpener, tweet_filter: "TweetFilter", stop: Stop) -> Source:
-    """Yield X's tweets, over as many connections as it takes, until it is to stop."""
+    """Yield X's tweets, over as many connections as it takes, until asked to stop."""
     while not stop.requested:
         minutes = tweet_filter.gap.begin_connection()
         seconds = 0.0
@@ -222,7 +222,7 @@ def stream_tweets(opener: StreamOpener, tweet_filter: "TweetFilter", stop: Stop)
                     yield from tweet_filter.tweets(lines)
         except Disconnected as end:
             seconds = tweet_filter.note_end(end)
-        gc.collect()  # a failed connection is a cycle, and holds a whole CA bundle
+        gc.collect()  # a failed connection is a reference cycle that holds a whole CA bundle
         stop.wait(seconds)
         if not stop.requested:
             tweet_filter.counts.reconnects += 1
@@ -232,8 +232,8 @@ def stream_tweets(opener: StreamOpener, tweet_filter: "TweetFilter", stop: Stop)
 class Disconnected(Exception):
     """A connection ended, or could not be made.
 
-    It holds the reason in words, the rule to wait by, the kind of trouble besides the rule, the
-    minimum wait in seconds, and whether a line was cut off.
+    It holds the reason in words, the rule that sets the wait, the kind of trouble within that rule,
+    the minimum wait in seconds, and whether a line was cut off.
     """
 
     def __init__(
@@ -255,8 +255,8 @@ class Disconnected(Exception):
 class Refused(Disconnected):
     """X has refused the request.
 
-    `is_certain` says that X's own words leave no doubt. Otherwise it may be an error of a
-    server between X and us, if the same request was accepted before.
+    `is_certain` means that X's own words leave no doubt. Otherwise, if the same request was
+    accepted before, it may be an error from a server between X and us.
     """
 
     def __init__(self, reason: str, status: int, is_certain: bool) -> None:
@@ -316,7 +316,7 @@ def read_blocks(response: requests.Response) -> Iterator[bytes]:
 def disconnection(
     opener: StreamOpener, splitter: LineSplitter, error: Exception | None = None
 ) -> Disconnected:
-    """Turn an error, or the end of a connection by the guard, into a Disconnected."""
+    """Turn an error, or a connection ended by the guard, into a Disconnected."""
     cuts_line = any(isinstance(line, OversizedLine) or line.strip() for line in splitter.flush())
     has_timed_out = opener.guard.has_fired
     cause = root_cause(error) if error and not has_timed_out else None
@@ -412,12 +412,12 @@ class Kind(enum.Enum):
     TWEET = enum.auto()
     KEEP_ALIVE = enum.auto()
     DISCONNECT = enum.auto()  # X is about to close this connection
-    TOO_MANY_CONNECTIONS = enum.auto()  # likewise
+    TOO_MANY_CONNECTIONS = enum.auto()  # as above
     OTHER = enum.auto()  # nothing to publish
 
 
 class Message(NamedTuple):
-    """A line's kind and a text: a tweet's ID, a description of OTHER, or else X's own words."""
+    """A line's kind and some text: a tweet's ID, a description of OTHER, or else X's own words."""
 
     kind: Kind
     text: str = ""
@@ -460,7 +460,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
 
 
 def parse_int(digits: str) -> float:
-    """Parse a whole number; Python refuses one of more than 4,300 digits."""
+    """Parse a whole number; Python rejects one with more than 4,300 digits."""
     try:
         return int(digits)
     except ValueError:
@@ -506,13 +506,13 @@ def page_text(page: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return the text without line breaks and without what controls a terminal."""
+    """Return the text without line breaks or characters that control a terminal."""
     printable = "".join(character if character.isprintable() else " " for character in text)
     return " ".join(printable.split())
 
 
 class Counts:
-    """What happened besides tweets. The source thread counts, the main thread shows it."""
+    """What happened besides tweets. The source thread counts it; the main thread shows it."""
 
     def __init__(self) -> None:
         self.reconnects = 0
@@ -533,12 +533,12 @@ class Counts:
 class TweetFilter:
     """Picks out tweets; counts everything else, and reports it.
 
-    Each kind of trouble is reported at most once a minute, and every gap.
+    Each kind of trouble is reported at most once a minute; every gap is reported.
     """
 
     def __init__(self, backoff: "Backoff", gap: "Gap", counts: Counts, throttle: Throttle) -> None:
         self._backoff, self.gap, self.counts, self._throttle = backoff, gap, counts, throttle
-        self._is_over = False  # whether the run is, while the source may still be reading
+        self._is_over = False  # whether the run is over; the source may still be reading
 
     def tweets(self, lines: list[Line]) -> Iterator[Batch]:
         """Yield one batch of tweets as (ID, line), then raise Disconnected if X says so."""
@@ -606,7 +606,7 @@ class TweetFilter:
         fail(message, 2 if is_usage_error else 1)
 
     def note_last_gap(self) -> None:
-        """Report a gap that has not ended when the run does; after that, none."""
+        """Report a gap that has not ended when the run does; report none after that."""
         self._note_gap(self.gap.unfinished())
         self._is_over = True
 
@@ -622,10 +622,10 @@ class Backoff:
         self._second, self._clock = second, clock
         self.has_streamed = False  # whether a tweet has arrived
         self._refusals = 0  # since then
-        self.is_working = False  # whether this connection has brought a tweet or a keep-alive
+        self.is_working = False  # whether this connection has delivered a tweet or a keep-alive
         self._failures: Counter[Rule] = Counter()  # in a row
         never = [-math.inf] * MAX_CONNECTS
-        self._ended_at = deque(never, MAX_CONNECTS)  # the last ends; X saw each connect earlier
+        self._ended_at = deque(never, MAX_CONNECTS)  # the latest ones; X saw each connect earlier
 
     def tweet_received(self) -> None:
         """Reset all waits to the first."""
@@ -657,7 +657,7 @@ class Backoff:
 
 
 def jittered_wait(rule: Rule, failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row, plus up to 20% jitter."""
+    """Return the seconds to wait after this many failures in a row, plus up to 20% jitter."""
     growth = 2.0 ** min(failures - 1, 20) if rule.doubles else failures
     return min(rule.first * growth, rule.longest / 1.2) * random.uniform(1, 1.2)
 
@@ -665,11 +665,11 @@ def jittered_wait(rule: Rule, failures: int) -> float:
 class Gap:
     """Tracks what may be missing, and which tweets are new.
 
-    There are two times. Up to `_live_until` data has arrived without delay: a gap is measured from
-    there. Up to `_complete_until` nothing is missing: backfill is requested from there. It does not
-    advance while we catch up, for SILENCE after a connection has asked for backfill; if that
-    connection breaks before, the next one asks for the same minutes again. Neither advances for
-    SILENCE after Kafka has held us up, because X then drops the connection some time later.
+    It keeps two times. Until `_live_until`, data arrived without delay: a gap is measured from
+    there. Until `_complete_until`, nothing is missing: backfill is requested from there. The latter
+    does not advance while we catch up, for SILENCE after a connection asks for backfill; if that
+    connection breaks before then, the next one asks for the same minutes again. Neither advances
+    for SILENCE after Kafka has held us up, because X then drops the connection some time later.
 
     `clock` is time.time, which keeps running while the machine sleeps, or a test's replacement.
     """
@@ -684,8 +684,8 @@ class Gap:
         self._held_up_at = 0.0
         self._received_at = 0.0  # last, on this connection; 0: nothing
         self._minutes: int | None = None  # of backfill that this connection has asked for
-        self._is_refused = False  # whether backfill just was
-        self._goes_without = False  # whether this connection does without, for that reason
+        self._is_refused = False  # whether backfill was just refused
+        self._goes_without = False  # whether this connection goes without backfill for that reason
         self._refusals = 0  # of backfill, in a row
         self._seen_ids: OrderedDict[str, None] = OrderedDict()
 
@@ -734,7 +734,7 @@ class Gap:
             self._count_refusals()
             report = self._report_gap(self._remedy())
         elif now > self._received_at + silence:
-            # X itself is never silent for so long
+            # X itself is never silent for this long
             self._catching_up_since = self._held_up_at = now
         self._received_at = now
         if now >= self._held_up_at + silence:
@@ -744,7 +744,7 @@ class Gap:
         return report
 
     def _count_refusals(self) -> None:
-        """Give up backfill once it is certain that only backfill is refused."""
+        """Give up on backfill once it is certain that only backfill is refused."""
         if self._minutes:
             self._refusals = 0
         elif self._goes_without:
@@ -763,7 +763,7 @@ class Gap:
     def unfinished(self) -> str | None:
         """Return a report on a gap that has not ended yet, if there is one.
 
-        On a connection that has brought tweets there is none: if it is late, Kafka holds us up.
+        A connection that has delivered tweets has none: if data is late, Kafka is holding us up.
         """
         if self._received_at:
             return None
@@ -783,7 +783,7 @@ class Gap:
         return f"no tweets from {began} to {ended} ({duration_text(seconds)}); {comment}"
 
     def seen_before(self, tweet_id: str) -> bool:
-        """Return whether this tweet came before, and remember it if backfill may bring it again."""
+        """Return whether this tweet has come before, and remember it if backfill may resend it."""
         if tweet_id in self._seen_ids:
             return True
         if self._backfill:
@@ -830,7 +830,7 @@ class RecentEvents(NamedTuple):
 
 
 def resume_from_topic(gap: Gap, topic: str) -> None:
-    """Let the gap begin with the topic's newest event; say so if the topic cannot be read."""
+    """Make the gap begin at the topic's newest event; say so if the topic cannot be read."""
     options = client_options(
         Consumer, enable_auto_commit=False, auto_offset_reset="earliest", group_id=None
     )

@@ -1,4 +1,4 @@
-"""What Windows itself has to be asked, because Python does not tell; imported on Windows only."""
+"""Calls to Windows itself for what Python does not provide; imported on Windows only."""
 
 import ctypes
 import msvcrt
@@ -14,7 +14,7 @@ FILE_PIPE_LOCAL_INFORMATION = 24
 FILE_PIPE_CLOSING_STATE = 4
 CTRL_CLOSE_EVENTS = (2, 5, 6)  # the console is closed, the user logs off, the system shuts down
 
-_handlers: list[object] = []  # they have to stay as long as Windows may call them
+_handlers: list[object] = []  # kept alive as long as Windows may call them
 
 
 class PipeInformation(ctypes.Structure):
@@ -52,7 +52,7 @@ def is_pipe_closing(descriptor: int) -> bool:
 def call_when_console_closes(function: Callable[[], object]) -> None:
     """Call the function when the console is closed, the user logs off or the system shuts down.
 
-    Windows ends the process as soon as its handler has returned, and after 5 seconds at the
+    Windows ends the process as soon as its handler returns, or after 5 seconds at the
     latest. So the handler waits for the process to end by itself.
     """
 

@@ -1,6 +1,6 @@
 """Brokers and group members that are killed, or do not answer.
 
-Nothing is lost, and only what the README says may come twice does.
+Nothing is lost, and nothing comes twice unless the README says that it may.
 """
 
 import functools
@@ -124,7 +124,7 @@ def test_the_consumer_ends_while_the_broker_is_gone(
 def test_the_consumer_says_that_kafka_is_away_and_that_it_is_back(
     scripts: Scripts, topic: str, mortal: Broker, fault: str
 ) -> None:
-    """Each consumer once: of a topic, in a group, and one that waits for its topic."""
+    """Each consumer says so once: one without a group, one in a group, one awaiting its topic."""
     assert scripts.run("producer", "-t", topic, input=b"before\n").returncode == 0
     watchers = [scripts.start("consumer", "-t", topic, *group) for group in ([], ["-g", topic])]
     for watcher in watchers:
@@ -154,7 +154,7 @@ def test_the_consumer_says_that_kafka_is_away_and_that_it_is_back(
 
 
 def has_listened(running: Running) -> bool:
-    """Whether it takes signals, or has done so and come to its end."""
+    """Whether it handles signals, or has done so and ended."""
     return running.takes_signals() or running.process.poll() == 0
 
 
@@ -162,7 +162,7 @@ def end_without_broker(consumer: Running, broker: Broker) -> Result:
     """Stop a consumer whose broker has just stalled."""
     broker.server.process.send_signal(signal.SIGSTOP)
     try:
-        time.sleep(0.2)  # so that the consumer meets the silence
+        time.sleep(0.2)  # so that the consumer notices the silence
         began = time.monotonic()
         done = consumer.end(signal.SIGTERM)
         assert time.monotonic() - began < 5
@@ -173,7 +173,7 @@ def end_without_broker(consumer: Running, broker: Broker) -> Result:
 
 
 def check_stopped(done: Result, arguments: list[str], listened: bool) -> None:
-    """Its status fits what it has printed of ten events."""
+    """Check that its status fits how many of the ten events it has printed."""
     events = [json.loads(line)["number"] for line in done.stdout.splitlines()]
     assert len(set(events)) == len(events)
     if done.returncode == -signal.SIGTERM and not events:  # it had nothing to lose yet
@@ -191,7 +191,7 @@ def check_stopped(done: Result, arguments: list[str], listened: bool) -> None:
 def test_the_consumer_ends_while_the_broker_goes_at_the_start(
     scripts: Scripts, topic: str, mortal: Broker, arguments: list[str]
 ) -> None:
-    """At moments of the first second: after its start, and after it begins to take signals."""
+    """At moments in its first second: after it starts, and after it begins to handle signals."""
     lines = ["-t", topic, "-n", "10", "--interval", "0", "--partitions", "20"]
     assert scripts.run("producer", *lines).returncode == 0
     for moment in (0.1, 0.3, 0.4, 0.5, 0.6):
@@ -205,11 +205,11 @@ def test_the_consumer_ends_while_the_broker_goes_at_the_start(
         check_stopped(end_without_broker(consumer, mortal), arguments, listened=True)
 
 
-SYNC_GROUP = 14  # of Kafka's requests, whose frames are: size (4 bytes), kind (2 bytes), the rest
+SYNC_GROUP = 14  # a kind of Kafka request; each frame is size (4 bytes), kind (2 bytes), the rest
 
 
 class Delay(socketserver.BaseRequestHandler):
-    """One connection to the broker `port`; each SyncGroup request goes on two seconds late."""
+    """A connection to the broker on `port`; it forwards each SyncGroup request two seconds late."""
 
     port: int
 
@@ -232,7 +232,7 @@ class Delay(socketserver.BaseRequestHandler):
 
 
 def test_a_rebalance_that_kafka_python_loses(tmp_path: Path) -> None:
-    """Its last answer comes between two polls, after the topic was created; then it is repeated."""
+    """Its last response comes between two polls, after topic creation; it is then repeated."""
     [port] = free_ports(1)
     handler = type("Handler", (Delay,), {"port": port})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
@@ -243,7 +243,7 @@ def test_a_rebalance_that_kafka_python_loses(tmp_path: Path) -> None:
             scripts = Scripts(tmp_path / "scripts", {"KAFKA_BOOTSTRAP_SERVERS": address})
             consumer = scripts.start("consumer", "-t", "late", "-g", "readers")
             consumer.wait_for(lambda it: it.err.endswith(b"\n"))
-            time.sleep(4)  # it joins the group
+            time.sleep(4)  # for it to join the group
             assert scripts.run("producer", "-t", "late", "-n", 10, "--interval", 0).returncode == 0
             consumer.wait_for(lambda it: it.out.count(b"\n") == 10)
             done = consumer.end(signal.SIGTERM)
@@ -264,7 +264,7 @@ def three() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(three: Cluster) -> Iterator[Cluster]:
-    """Three brokers; those that a test has killed run again at its end."""
+    """Three brokers; any that a test has killed are started again afterwards."""
     yield three
     for broker in three.brokers:
         if broker.server not in broker.programs:
@@ -346,7 +346,7 @@ def test_two_of_three_brokers_are_away(cluster_scripts: Scripts, cluster: Cluste
 def test_a_partition_loses_its_leader_and_the_others_go_on(
     cluster_scripts: Scripts, cluster: Cluster
 ) -> None:
-    """It has one replica. The others are printed meanwhile; with -e that is an error."""
+    """It has one replica. The others are printed meanwhile; with -e, the loss is an error."""
     with KafkaAdminClient(bootstrap_servers=cluster.address) as admin:
         admin.create_topics({"single": {"num_partitions": 3, "replication_factor": 1}})
         wait_until(lambda: len(leaders(admin, "single")) == 3)
@@ -399,7 +399,7 @@ def leaders(admin: KafkaAdminClient, topic: str) -> dict[int, int]:
 
 @pytest.mark.stress
 def test_too_few_replicas_are_in_sync(cluster_scripts: Scripts, cluster: Cluster) -> None:
-    """One of two, and min.insync.replicas is 2. It goes on as soon as there are enough."""
+    """One of two is, and min.insync.replicas is 2. Publishing resumes once there are enough."""
     with KafkaAdminClient(bootstrap_servers=cluster.address) as admin:
         admin.create_topics({"pair": {"num_partitions": 1, "replication_factor": 2}})
         wait_until(lambda: leaders(admin, "pair"))
@@ -426,7 +426,7 @@ def test_too_few_replicas_are_in_sync(cluster_scripts: Scripts, cluster: Cluster
 
 
 def in_sync(cluster: Cluster, topic: str) -> list[int]:
-    """The replicas of its only partition that are in sync; none if no broker says so now."""
+    """The in-sync replicas of the topic's only partition; none if no broker can say now."""
     with (
         suppress(errors.KafkaError),
         KafkaAdminClient(bootstrap_servers=cluster.address) as admin,
@@ -472,7 +472,7 @@ def printed(output: bytes) -> list[tuple[int, int]]:
 def test_a_group_member_is_killed_and_another_takes_over(
     scripts: Scripts, topic: str, read: Read, admin: KafkaAdminClient, tmp_path: Path, count: int
 ) -> None:
-    """At random moments. What was committed had been printed, and the other goes on right there."""
+    """At random moments. All that was committed had been printed; the other resumes right there."""
     path = numbers(tmp_path / "numbers", 20_000)
     assert scripts.run("producer", "-t", topic, "--partitions", 2, path).returncode == 0
     every = [(record.partition, record.offset) for record in read(topic)]
@@ -502,7 +502,7 @@ def test_a_group_member_is_killed_and_another_takes_over(
 
 
 def set_quota(kafka: Broker, client: str, rate: int) -> None:
-    """Limit the bytes a second that a client, by its name, may publish and read."""
+    """Limit how many bytes per second the client of that name may publish and read."""
     quota = ("--add-config", f"producer_byte_rate={rate},consumer_byte_rate={rate}")
     entity = ("--entity-type", "clients", "--entity-name", client)
     server = ("--bootstrap-server", kafka.address)
@@ -511,7 +511,7 @@ def set_quota(kafka: Broker, client: str, rate: int) -> None:
 
 
 def test_a_quota(scripts: Scripts, topic: str, kafka: Broker, producer: KafkaProducer) -> None:
-    """Kafka lets 11 s' worth pass, and then makes the client wait; nothing is lost."""
+    """Kafka lets 11 seconds' worth through, then makes the client wait; nothing is lost."""
     set_quota(kafka, topic, 100_000)
     lines = [b"%0999d" % number for number in range(2000)]
     for line in lines:
@@ -521,7 +521,7 @@ def test_a_quota(scripts: Scripts, topic: str, kafka: Broker, producer: KafkaPro
     assert done.returncode == 0
     assert done.stdout.splitlines() == lines
     assert done.stderr.decode() == (
-        "consumer.py: waiting for Kafka: it throttles this client, because of a quota\n"
+        "consumer.py: waiting for Kafka: it is throttling this client because of a quota\n"
     )
 
 
@@ -561,7 +561,7 @@ def test_members_come_and_go_while_a_group_reads(scripts: Scripts, topic: str, r
         output += done.stdout
     stopped = producer.end(signal.SIGINT)
     total = read_summary(stopped.stderr).published
-    *progress, summary = stopped.stderr.decode().splitlines()  # a longer run says how far it is
+    *progress, summary = stopped.stderr.decode().splitlines()  # a longer run reports its progress
     assert all(PROGRESS.fullmatch(line) for line in progress)
     assert summary == f"producer.py: published {total} events to {topic}"
     assert stopped.returncode == 130
