@@ -31,7 +31,7 @@ STOP_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if hasattr(signal, name)
 ]
-# Longer messages are cut down to this many characters from the beginning and from the end
+# Of a longer message, only this many characters of its beginning and of its end are shown
 MESSAGE_BEGINNING, MESSAGE_END = 300, 190
 
 _secrets: set[str] = set()

@@ -18,7 +18,7 @@ localhost:9092 unless KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment.
 
 exit status:
   0    finished, an endless run was stopped, or the reader of the output went away
-  1    Kafka could not be reached, the topic could not be read, or the output not written
+  1    Kafka could not be reached, the topic could not be read or the output could not be written
   2    invalid usage or settings
   130  stopped by Ctrl-C before -n or -e finished (143: by SIGTERM, 129: by SIGHUP)
 """
@@ -288,7 +288,7 @@ class LenientBuffer(bytes):
 
 
 def read_record_leniently(batch: Any) -> Any:
-    """Read an event whatever its header names; the client itself rejects one that is not UTF-8.
+    """Read an event whatever its header names; the client itself rejects names that are not UTF-8.
 
     Kafka and other clients accept any bytes. This is slower, so it is used only once needed.
     """
@@ -338,8 +338,8 @@ def offsets_of_last(consumer: Any, partitions: list[TopicPartition], count: int)
     """Return the offset of each partition's `count`-th event from the end, or its first offset.
 
     Offsets have gaps: compacted or aborted events, and Kafka's own records at the end of a
-    transaction. Only reading reveals them. So read a span that should hold that many events, and
-    more of any partition that turns out to hold fewer.
+    transaction. Only reading reveals them. So read a span that should hold that many events, and a
+    longer one of any partition where it turns out to hold fewer.
     """
     firsts = consumer.beginning_offsets(partitions)
     ends = consumer.end_offsets(partitions)

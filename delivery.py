@@ -254,7 +254,7 @@ class Delivery:
         # The first event that failed by itself, or else along with its batch: whether it failed
         # along with its batch, its number, and what happened
         self._first_failure = (True, sys.maxsize, "")
-        self._first_undelivered = sys.maxsize  # number of the first failure not due to size
+        self._first_undelivered = sys.maxsize  # number of the first failed event not skipped
         self._has_ended = False  # because of a failed delivery
 
     @property
@@ -429,7 +429,7 @@ class Progress:
             self._reported_count = delivery.acknowledged
 
     def _check_stall(self, delivery: Delivery) -> None:
-        """Note a stall: the event awaited at the last check is still not settled."""
+        """Note whether it has stalled: the event awaited at the last check is not settled yet."""
         settled = delivery.acknowledged + delivery.failed
         awaited = settled + 1 if settled < delivery.events_read else 0
         self._is_stalled = awaited > 0 and awaited == self._awaited

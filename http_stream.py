@@ -97,7 +97,7 @@ def is_usable_address(url: str) -> bool:
 
 
 def parse_address(url: str) -> Url:
-    """Parse a URL; one without a scheme counts as HTTP, as requests treats a proxy."""
+    """Parse a URL; one without a scheme counts as HTTP, as a proxy setting does in requests."""
     return parse_url(url if "://" in url else f"http://{url}")
 
 

@@ -81,8 +81,8 @@ def list_lines(topic: str | None, group: str | None, as_json: bool) -> list[byte
 def fetch_partitions(topic: str | None, group: str | None) -> list[Partition]:
     """Return the topic's partitions, or those of all topics, in order; exit on failure.
 
-    Start over while a leader or the group's coordinator is changing, or a topic is being deleted.
-    Use a new client, because kafka-python 3.0.12 never asks again which broker is the coordinator.
+    Start over while a leader or the group's coordinator is changing, or a topic is being deleted;
+    with a new client each time, as kafka-python 3.0.12 never asks again who is the coordinator.
     """
     options = client_options(KafkaAdminClient, request_timeout_ms=RESPONSE_TIMEOUT_MS)
     deadline = time.monotonic() + RETRY_SECONDS

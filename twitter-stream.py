@@ -625,7 +625,7 @@ class Backoff:
         self.is_working = False  # whether this connection has delivered a tweet or a keep-alive
         self._failures: Counter[Rule] = Counter()  # in a row
         never = [-math.inf] * MAX_CONNECTS
-        self._ended_at = deque(never, MAX_CONNECTS)  # the latest ones; X saw each connect earlier
+        self._ended_at = deque(never, MAX_CONNECTS)  # the latest ends; X saw each connect earlier
 
     def tweet_received(self) -> None:
         """Reset all waits to the first."""

@@ -161,7 +161,7 @@ def kcat_consumer(address: str, topic: str, _count: int) -> list[str]:
 
 
 def producers(before: Path | None = None) -> list[Contender]:
-    """Tools that publish the lines of standard input; with `before`, also its producer.py."""
+    """Tools that publish standard input; with `before`, also that checkout's producer.py."""
     every = [
         Contender("**producer.py**", producer),
         Contender("kafka-python, send() in a loop", send_loop),
@@ -177,7 +177,7 @@ def producers(before: Path | None = None) -> list[Contender]:
 
 
 def consumers(before: Path | None = None) -> list[Contender]:
-    """Tools that print a topic's `count` events; with `before`, also its consumer.py."""
+    """Tools that print a topic's events; with `before`, also that checkout's consumer.py."""
     module = "python -m kafka.consumer"
     every = [
         Contender("**consumer.py**", consumer),

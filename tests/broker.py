@@ -162,7 +162,7 @@ class Java:
         return (causes or list(self.log) or ["no output"])[0].strip()
 
     def end(self) -> None:
-        """End it: at once if its class archive exists, else in order, so that Java writes it."""
+        """End it: in order if Java has yet to write its class archive, otherwise at once."""
         if self._archive and not self._archive.exists():
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):

@@ -171,7 +171,7 @@ class Follower:
         self.messages.close()
 
     def wait_until(self, condition: Callable[[], Any], seconds: float) -> None:
-        """Poll until the condition holds; raise SystemExit if it ends or time runs out."""
+        """Poll until the condition holds; raise SystemExit if the process ends or time runs out."""
         end = time.monotonic() + seconds
         while not condition():
             self.check_running()
@@ -454,7 +454,7 @@ def failing_server(name: str) -> Iterator[tuple[str, dict[str, str]]]:
 def make_certificate(folder: Path) -> tuple[tuple[str, str], str]:
     """Files: a certificate for 127.0.0.1 and its key; the authorities to trust.
 
-    There are many, as usual: an unfreed TLS connection keeps them all in memory.
+    The authorities are many, as usual: an unfreed TLS connection keeps them all in memory.
     """
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")

@@ -124,7 +124,7 @@ def test_the_consumer_ends_while_the_broker_is_gone(
 def test_the_consumer_says_that_kafka_is_away_and_that_it_is_back(
     scripts: Scripts, topic: str, mortal: Broker, fault: str
 ) -> None:
-    """Each consumer says so once: one without a group, one in a group, one awaiting its topic."""
+    """Without a group and in one; if Kafka was killed, also a consumer awaiting its topic."""
     assert scripts.run("producer", "-t", topic, input=b"before\n").returncode == 0
     watchers = [scripts.start("consumer", "-t", topic, *group) for group in ([], ["-g", topic])]
     for watcher in watchers:
@@ -232,7 +232,7 @@ class Delay(socketserver.BaseRequestHandler):
 
 
 def test_a_rebalance_that_kafka_python_loses(tmp_path: Path) -> None:
-    """Its last response comes between two polls, after topic creation; it is then repeated."""
+    """Its last response comes between two polls, after topic creation; the consumer rejoins."""
     [port] = free_ports(1)
     handler = type("Handler", (Delay,), {"port": port})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:

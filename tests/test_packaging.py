@@ -61,7 +61,7 @@ def test_an_import_changes_nothing(lone_scripts: Scripts, source: str) -> None:
 def test_a_package_that_is_not_installed(
     lone_scripts: Scripts, tmp_path: Path, script: str, missing: str
 ) -> None:
-    """In an interpreter with no site-packages, only the packages listed before the missing one."""
+    """In an interpreter without site-packages, with only the packages before the missing one."""
     packages = tmp_path / "packages"
     packages.mkdir()
     for name in itertools.takewhile(lambda name: name != missing, PACKAGES):

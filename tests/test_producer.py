@@ -267,7 +267,7 @@ MOMENTS = [6, pytest.param(170, marks=pytest.mark.stress)]  # for each of three 
 
 
 class Interruption(NamedTuple):
-    """A signal, and how many seconds after the producer begins to take signals it comes."""
+    """A signal, and its delay in seconds after the producer begins to handle signals."""
 
     number: signal.Signals
     moment: float
@@ -354,7 +354,7 @@ PART_LINES = 30_000  # in each of three files
 
 @pytest.fixture
 def parts(numbers: Path) -> list[Path]:
-    """Three files with lines from `numbers`, none ending in \\n."""
+    """Three files with lines from `numbers`; no file ends in \\n."""
     lines = numbers.read_bytes().split(b"\n")
     paths = [numbers.with_name(f"part {number}") for number in range(3)]
     for number, path in enumerate(paths):
@@ -1119,7 +1119,7 @@ def test_on_a_terminal_it_makes_sample_events_and_shows_its_progress(
 def test_on_a_terminal_it_shows_how_much_of_the_file_is_read(
     scripts: Scripts, topic: str, numbers: Path
 ) -> None:
-    """Counted by the lines as they are in the file; four blocks have been read ahead."""
+    """The percentage is of the file's bytes, without headers; four blocks are read ahead."""
     with Terminal() as terminal:
         flags = ("-K", "000", "-H", "name=0123456789")
         producer = scripts.start("producer", "-t", topic, *flags, numbers, stderr=terminal.device)

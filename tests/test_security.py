@@ -541,7 +541,7 @@ def test_without_v_a_refusal_is_one_line(
 
 
 def test_the_reason_for_a_refusal_outlives_answers_that_are_lost() -> None:
-    """Each attempt is logged; where its answer was lost, only the closed connection is."""
+    """Each attempt is logged; where its answer was lost, only that the connection was closed."""
     refusals = {
         "[Error 58] SaslAuthenticationFailedError: Authentication failed: no such user": (
             f"login refused: Authentication failed: no such user. {CHECK_LOGIN}"
@@ -574,7 +574,7 @@ def test_the_right_to_write_to_an_existing_topic_is_enough(
 
 
 def test_the_list_has_only_what_the_user_may_see(secured: Secured, tmp_path: Path) -> None:
-    """Anyone with any right to a topic may also see it; topic closed is off limits to all."""
+    """Whoever has a right to a topic may also see it; the user reader has none to topic closed."""
     scripts = secured.scripts(tmp_path / "scripts", as_user("reader"))
     topics = scripts.start("consumer", "--list", "--json")
     closed = scripts.start("consumer", "--list", "-t", "closed")

@@ -154,7 +154,7 @@ def test_no_wait_is_longer_than_the_window_of_x(
 
 
 class Faulty(Tunnel):
-    """A proxy, or with a `target` a machine in front of X, that fails before it starts working."""
+    """A proxy, or with a `target` a machine in front of X, that works after some failures."""
 
     def handle(self) -> None:
         server: FaultyServer = self.server  # type: ignore[assignment]
@@ -168,7 +168,7 @@ class Faulty(Tunnel):
             super().handle()
 
     def fail(self, answer: bytes) -> None:
-        """First read what was sent, so that closing does not reset; then answer."""
+        """First read what was sent, so that closing does not reset the connection; then answer."""
         self.connection.recv(1 << 16)
         self.wfile.write(answer)
         if b" 200 " in answer:

@@ -65,7 +65,7 @@ class Step:
     body: str | bytes = ""  # of an error; in a stream it is sent as is, before the tweets
     lines: Sequence[str | bytes] = ()  # sent before the tweets, and counted among them
     tweets: int | None = None  # None: as many as are read
-    posts: bool = False  # instead of `tweets`: whatever is posted; see XApi.count_posted
+    posts: bool = False  # instead of `tweets`: what is posted from now on; see XApi.count_posted
     end: str = "finish"  # one of Handler.finish_stream
     missed: int = 0  # tweets posted between its end and the next connection
     again: int = 0  # how many of the newest tweets are sent once more at the start

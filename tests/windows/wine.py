@@ -26,8 +26,8 @@ PYTHON = FOLDER / "python/org/bytedeco/cpython/windows-x86_64/python.exe"
 LIBRARY = PYTHON.parent / "lib"
 NOT_COMPILED = r"[\\/](test|idlelib|tkinter|turtledemo|ensurepip|unittest|pydoc_data)[\\/]"
 
-# Python's `platform` calls Windows through _wmi, and Wine 8 lacks that function. This file goes
-# with the packages, because Python looks for sitecustomize on PYTHONPATH
+# Python's `platform` calls Windows through the module _wmi, which does not work in Wine 8.
+# sitecustomize.py is put among the packages, because Python looks for it on PYTHONPATH
 SITE_CUSTOMIZE = """import sys
 sys.modules["_wmi"] = None
 """
