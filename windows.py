@@ -52,8 +52,8 @@ def is_pipe_closing(descriptor: int) -> bool:
 def call_when_console_closes(function: Callable[[], object]) -> None:
     """Call the function when the console is closed, the user logs off or the system shuts down.
 
-    Windows ends the process as soon as its handler returns, or after 5 seconds at the
-    latest. So the handler waits for the process to end by itself.
+    Windows ends the process as soon as its handler returns, or after 5 seconds at the latest. So
+    the handler waits for the process to end by itself.
     """
 
     def handle(event: int) -> bool:

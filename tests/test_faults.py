@@ -1,6 +1,6 @@
 """Brokers and group members that are killed, or do not answer.
 
-Nothing is lost, and nothing comes twice unless the README says that it may.
+Nothing is lost, and nothing comes twice unless the docs say that it may.
 """
 
 import functools

@@ -48,6 +48,12 @@ class Block(NamedTuple):
     language: str
     text: str
 
+    @property
+    def why_not_run(self) -> str:
+        """The reason that the comment gives for not running it; "" if it is run."""
+        _, _, reason = self.note.partition("not run: ")
+        return reason
+
     def commands(self) -> Iterator[tuple[str, str]]:
         """The commands of a console block, each with the output that follows it."""
         for each in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
@@ -148,7 +154,7 @@ def test_the_pages_run_as_they_are_written(folder: Path, tmp_path: Path) -> None
         for name, text in PAGES.items():
             print(f"# {name}")
             for block in blocks(text.replace("9092", kafka).replace("8080", x)):
-                if block.language == "console" and not block.note.startswith("not run"):
+                if block.language == "console" and not block.why_not_run:
                     reader.run(block, may_fail=name == "docs/troubleshooting.md")
     assert list(temporary.iterdir()) == []
 
@@ -223,14 +229,13 @@ def check_picture(printed: str) -> None:
 
 def test_each_block_is_run_or_says_why_not() -> None:
     assert len(blocks()) == TEXT.count("```") / 2
-    for note, language, text in blocks():
-        kind, _, reason = note.partition(": ")
-        if kind == "not run":
-            assert reason in NOT_RUN, text
+    for block in blocks():
+        if block.why_not_run:
+            assert block.why_not_run in NOT_RUN, block.text
         else:
-            assert language in ("console", "bat", "mermaid", "log", "dotenv"), text
-            assert note in ("", *BESIDE), text
-        assert language != "console" or text.startswith("$ "), text
+            assert block.language in ("console", "bat", "mermaid", "log", "dotenv"), block.text
+            assert block.note in ("", *BESIDE), block.text
+        assert block.language != "console" or block.text.startswith("$ "), block.text
 
 
 def test_each_page_is_in_the_table_of_contents_and_the_readme_is_short() -> None:
@@ -395,7 +400,9 @@ def test_the_numbers_are_the_real_ones() -> None:
     in_flight, in_flight_bytes = delivery.MAX_IN_FLIGHT, delivery.MAX_IN_FLIGHT_BYTES >> 20
     text = " ".join(TEXT.split())
     for quoted in (
+        "For a network error, "
         f"the wait grows by {x.NETWORK.first} s each time, up to {x.NETWORK.longest} s.",
+        "For an HTTP error or too many connections, "
         f"it starts at {x.HTTP.first} s and doubles, up to {x.HTTP.longest} s.",
         f"For a rate limit, it starts at {x.RATE_LIMIT.first} s and doubles",
         f"no complete line for {x.SILENCE} s",
