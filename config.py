@@ -98,6 +98,7 @@ NOT_AUTHORIZED = Explanation(
     "not authorized", "Grant the user this permission, for example with kafka-acls.sh."
 )
 NO_GROUP_RIGHT = NOT_AUTHORIZED._replace(cause="not authorized to use the consumer group")
+TLS_FAILED = Explanation("TLS failed: {}", CHECK_TLS)
 TIMED_OUT = Explanation("Kafka did not respond in time")
 THROTTLED = "it is throttling this client because of a quota"
 NO_KEY = Explanation("a compacted topic accepts only events with a key", "Use -K.")
@@ -128,7 +129,9 @@ MESSAGE_EXPLANATIONS = {
     r"no response|RequestTimedOutError|^KafkaConnectionError:?$": Explanation(
         "no response", CHECK_SERVERS
     ),
-    r"\[SSL[^]]*\] (.*?)\.? \(_ssl": Explanation("TLS failed: {}", CHECK_TLS),
+    # The client says that the handshake failed; other errors of OpenSSL end with a source line
+    r"Handshake failed: (?:\[[^]]*\] )*(.+?)\.?(?: \(_ssl\.c:\d+\))?$": TLS_FAILED,
+    r"^(?:\w+Error: )?(?:\[[^]]*\] )*(.+?)\.? \(_ssl\.c:\d+\)": TLS_FAILED,
     r"InvalidReceiveError": Explanation("not a Kafka response", CHECK_TLS),
     r"SaslAuthenticationFailedError: (?!Sasl)(.*)": Explanation("login refused: {}", CHECK_SASL),
     r"UnsupportedSaslMechanism|IllegalSaslState": Explanation(

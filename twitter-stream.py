@@ -25,6 +25,7 @@ import json
 import math
 import random
 import re
+import ssl
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -343,6 +344,8 @@ def cause_text(cause: BaseException | None) -> str:
     text = str(cause or "no response")
     # HTTPSConnection(host='…', port=443): reason
     text = text.split("): ", 1)[-1]
+    if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):  # OpenSSL's words vary
+        return "the TLS connection was closed"
     # [Errno 111] Connection refused; [SSL: CERTIFICATE_VERIFY_FAILED] reason (_ssl.c:1006)
     text = re.sub(r"^\[[^]]*\] | \(_ssl.*$", "", text)
     return one_line(text).rstrip(".")
