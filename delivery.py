@@ -301,7 +301,9 @@ class Delivery:
                 return self._producer.send(self._topic, event.value, event.key, self._headers)
             except errors.KafkaTimeoutError as error:
                 deadline = deadline or time.monotonic() + self._timeout
-                if self._stop.requested or time.monotonic() > deadline:
+                if self._stop.is_overdue:
+                    return Future()  # nobody will acknowledge it
+                if time.monotonic() > deadline:
                     self._end()
                     return Future().failure(error)
                 self.check()
