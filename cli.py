@@ -31,6 +31,10 @@ STOP_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if hasattr(signal, name)
 ]
+# For tests: the length of a second in X's rules and in progress messages, and a factor for all
+# limits on how long to wait for Kafka, X or an orderly shutdown
+SECOND = float(os.environ.get("STREAM_TEST_SECOND") or 1)
+PATIENCE = float(os.environ.get("STREAM_TEST_PATIENCE") or 1)
 # Of a longer message, only this many characters of its beginning and of its end are shown
 MESSAGE_BEGINNING, MESSAGE_END = 300, 190
 
@@ -323,8 +327,8 @@ class Stop:
     (signal.set_wakeup_fd), and a dedicated thread reads it from there.
     """
 
-    GRACE = 4.5  # seconds allowed for a graceful shutdown
-    LIMIT = 6.0  # seconds until the process is forced to exit
+    GRACE = 4.5 * PATIENCE  # seconds allowed for a graceful shutdown
+    LIMIT = 6.0 * PATIENCE  # seconds until the process is forced to exit
 
     def __init__(self) -> None:
         self.signal_number = 0  # of the first signal; 0: there was none

@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
-from cli import fail, is_broker_list, register_secret, say
+from cli import PATIENCE, fail, is_broker_list, register_secret, say
 
 from dotenv.parser import Binding, parse_stream
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, codec, errors
 
 ENV_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), ".env")
-CONNECT_SECONDS = 8.0
+CONNECT_SECONDS = 8.0 * PATIENCE
 
 CLIENT_DEFAULTS = (
     KafkaAdminClient.DEFAULT_CONFIG | KafkaConsumer.DEFAULT_CONFIG | KafkaProducer.DEFAULT_CONFIG

@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
-from cli import Parser, Stop, count_type, fail, say, separator_type, start, time_type
+from cli import PATIENCE, Parser, Stop, count_type, fail, say, separator_type, start, time_type
 
 if __name__ == "__main__":
     start()
@@ -65,15 +65,16 @@ MAX_POLL_RECORDS = 5000  # per poll and per write
 MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to five times in memory
 # What may follow a signal (a poll, a commit, leaving the group) has to fit in Stop.LIMIT
 POLL_TIMEOUT_MS = 700
-RESPONSE_TIMEOUT_MS = 3000
-LEAVE_TIMEOUT_MS = 1500
+POSITION_TIMEOUT_MS = int(700 * PATIENCE)
+RESPONSE_TIMEOUT_MS = int(3000 * PATIENCE)
+LEAVE_TIMEOUT_MS = int(1500 * PATIENCE)
 METADATA_MAX_AGE_MS = 2000  # how soon new partitions, or the topic's deletion, are noticed
 RETRY_SECONDS = 0.2  # after a poll that failed because Kafka is away
 CHECK_SECONDS = 2.0  # between checks that Kafka is there
-CHECK_TIMEOUT_MS = 1000
+CHECK_TIMEOUT_MS = int(1000 * PATIENCE)
 MAX_CHECKED_PARTITIONS = 100
-AWAY_SECONDS = 5.0  # Kafka is considered away after this long without a response
-REBALANCE_SECONDS = 10.0  # a rebalance that takes longer is considered stuck
+AWAY_SECONDS = 5.0 * PATIENCE  # Kafka is considered away after this long without a response
+REBALANCE_SECONDS = 10.0 * PATIENCE  # a rebalance that takes longer is considered stuck
 
 READ_RECORD = DefaultRecordBatch._read_msg
 
@@ -402,7 +403,7 @@ def request_positions(consumer: Any) -> None:
     Asking for one makes it request all.
     """
     for partition in list(consumer.assignment())[:1]:
-        consumer.position(partition, POLL_TIMEOUT_MS)
+        consumer.position(partition, POSITION_TIMEOUT_MS)
 
 
 def seek(consumer: Any, starts: Offsets) -> None:

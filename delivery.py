@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from cli import Stop, fail, pluralize, say
+from cli import PATIENCE, SECOND, Stop, fail, pluralize, say
 from config import (
     IN_REJECTED_BATCH,
     TOO_LARGE,
@@ -41,9 +41,8 @@ MAX_BATCH_BYTES = 900_000
 DEFAULT_MAX_EVENT_BYTES = 1 << 20  # kafka-python's
 MAX_OVERHEAD = 100  # upper bound on a one-event batch's bytes besides its key, value and headers
 TICK = 0.2  # seconds between checks for changes
-QUIET = 0.5  # seconds; a source silent for longer after a stop request is blocked in a read
-# The length of a second in progress messages and in X's rules; shorter in tests
-SECOND = float(os.environ.get("STREAM_TEST_SECOND") or 1)
+# A source silent for this long after a stop request is blocked in a read
+QUIET = 0.5 * PATIENCE
 
 TOO_LATE = Explanation("not acknowledged within KAFKA_DELIVERY_TIMEOUT_MS")
 NOT_SENT = Explanation("not sent, because the run had ended")
@@ -480,7 +479,7 @@ def publish(job: Job, topic: str, max_bytes: int, stop: Stop, timeout: int = 120
             job.at_stop()
         say(delivery.summary(reader.is_exhausted))
         with suppress(Exception):  # everything promised is done, or was reported as failed
-            producer.close(timeout=0 if delivery.failed else 1)
+            producer.close(timeout=0 if delivery.failed else PATIENCE)
     if delivery.failed:
         return 1
     return 0 if reader.is_exhausted or job.is_endless else stop.exit_status

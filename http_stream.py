@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from cli import fail
+from cli import PATIENCE, fail
 from config import check_ca_file
 
 import requests
@@ -30,7 +30,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util import Url, parse_url
 
-CONNECT_TIMEOUT = 10  # seconds, for all of a host's addresses together
+CONNECT_TIMEOUT = 10 * PATIENCE  # seconds, for all of a host's addresses together
 NEXT_ADDRESS_AFTER = 0.25  # seconds, as RFC 8305 recommends
 
 

@@ -5,15 +5,15 @@ import json
 import time
 from typing import Any, NamedTuple, NoReturn
 
-from cli import fail
+from cli import PATIENCE, fail
 from config import Explanation, client_log, client_options, connect, explain
 
 from kafka import KafkaAdminClient, OffsetSpec, TopicPartition, errors
 
-RESPONSE_TIMEOUT_MS = 10_000
+RESPONSE_TIMEOUT_MS = int(10_000 * PATIENCE)
 # A broker that has gone away is still named as a leader for 9 s (its broker.session.timeout.ms),
 # and for a few more seconds if it was the active controller
-RETRY_SECONDS = 15.0
+RETRY_SECONDS = 15.0 * PATIENCE
 RETRY_PAUSE = 0.2
 # Their own messages list every partition affected
 MOVING_ERRORS = (

@@ -36,6 +36,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 from cli import (
+    PATIENCE,
+    SECOND,
     Parser,
     Stop,
     Throttle,
@@ -52,7 +54,6 @@ if __name__ == "__main__":
 
 from config import Consumer, apply_common_flags, client_options, connect, explain, settings
 from delivery import (
-    SECOND,
     Batch,
     Event,
     Job,
@@ -78,7 +79,7 @@ BLOCK_BYTES = 1 << 16  # per read
 PAGE_BYTES = 1 << 14  # of a web page, to show its text
 
 # X's rules, in seconds unless stated otherwise
-REFUSAL_TIMEOUT = 10  # for the text of a refusal
+REFUSAL_TIMEOUT = 10 * PATIENCE  # for the text of a refusal
 SILENCE = 22  # X sends a keep-alive every 20 seconds
 X_WINDOW = 900  # X's rate limits apply per 15 minutes
 MAX_CONNECTS, CONNECT_WINDOW = 10, 180  # spreads out the 50 connects that X allows in X_WINDOW
@@ -91,7 +92,7 @@ MAX_BACKFILL_MINUTES = 5
 BACKFILL_MARGIN = 10  # for the time that a connect takes, and for tweets lost in flight
 MAX_BACKFILL_REFUSALS = 3  # in a row, before we assume that the plan has no backfill
 RECENT = 360  # how much of the topic --backfill reads at the start: a minute more than X resends
-READ_STALL = 8  # give up reading it after this long without progress
+READ_STALL = 8 * PATIENCE  # give up reading it after this long without progress
 MAX_SEEN_IDS = 125_000  # six minutes at six times the usual rate
 
 
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         "User-Agent": "twitter-stream.py/1.0",
         "Accept-Encoding": "gzip",
     }
-    opener = StreamOpener(url, headers, options.params, max(SILENCE * second, 2))
+    opener = StreamOpener(url, headers, options.params, max(SILENCE * second, 2 * PATIENCE))
     job = Job(
         take(stream_tweets(opener, tweet_filter, stop), options.count),
         unit="tweet",
