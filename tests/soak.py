@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker import Broker, free_ports
+from broker import Broker, ReservedPort
 from x_api import TOKEN, Step, XApi, tweet
 
 import certifi
@@ -440,7 +440,8 @@ def failing_server(name: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The URL at which each connect fails in this way, and the settings it needs."""
     step = FAILURES[name]
     if not step:
-        yield f"http://127.0.0.1:{free_ports(1)[0]}/", {}
+        with ReservedPort() as port:
+            yield f"http://127.0.0.1:{port}/", {}
     elif name.startswith("TLS"):
         with tempfile.TemporaryDirectory() as folder:
             certificate, bundle = make_certificate(Path(folder))
