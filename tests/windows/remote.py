@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xmlrpc.client import ServerProxy
 
-from broker import Broker, free_ports
+from broker import Broker, ReservedPort
 from wine import FOLDER, PYTHON, WINE, environment, windows_path
 
 import pytest
-from conftest import Scripts, wait_until
+from conftest import GUARD, PATIENCE, Scripts, wait_until
 from kafka import KafkaConsumer, TopicPartition, errors
 
 
 class Ended(NamedTuple):
-    """How a program ended: its status, what it wrote, and how many seconds the wait took."""
+    """How a program ended: its status, and what it wrote."""
 
     status: int
     out: bytes
     err: str
-    seconds: float
 
 
 class Program:
@@ -47,18 +46,16 @@ class Program:
     def close_input(self) -> None:
         self.agent.close_input(self.number)
 
-    def wait_for(self, condition: Callable[["Program"], Any], seconds: float = 40) -> None:
-        wait_until(lambda: condition(self), seconds)
+    def wait_for(self, condition: Callable[["Program"], Any]) -> None:
+        wait_slowly(lambda: condition(self))
 
-    def end(self, seconds: float = 40) -> Ended:
+    def end(self) -> Ended:
         """Wait for it to end."""
-        began = time.monotonic()
-        status = self.agent.wait(self.number, seconds)
-        took = time.monotonic() - began
+        status = self.agent.wait(self.number, GUARD)
         if status is None:
             self.agent.kill(self.number)
-            pytest.fail(f"still running after {seconds} s: {self.out[-1000:]!r} {self.err!r}")
-        return Ended(status, self.out, self.err, took)
+            pytest.fail(f"still running: {self.out[-1000:]!r} {self.err!r}")
+        return Ended(status, self.out, self.err)
 
 
 class Console:
@@ -107,13 +104,23 @@ class Console:
 
     def wait_for_events(self, topic: str, count: int) -> None:
         """Wait until `count` events have arrived."""
-        wait_until(lambda: count_events(self.env["KAFKA_BOOTSTRAP_SERVERS"], topic) >= count, 60)
+        wait_slowly(lambda: count_events(self.env["KAFKA_BOOTSTRAP_SERVERS"], topic) >= count)
 
     def shown(self, code_page: int, script: str, *arguments: object, **options: Any) -> list[str]:
         """Run a script that writes to the console; return the lines that are shown."""
         self.agent.clear(code_page)
         self.run(script, *arguments, output="console", **options)
         return self.agent.screen()  # type: ignore[no-any-return]
+
+
+def wait_slowly(condition: Callable[[], Any]) -> None:
+    """Like wait_until, for what is dear to look up."""
+
+    def holds() -> Any:
+        time.sleep(0.1)
+        return condition()
+
+    wait_until(holds)
 
 
 def count_events(address: str, topic: str) -> int:
@@ -129,7 +136,8 @@ def count_events(address: str, topic: str) -> int:
 @pytest.fixture(scope="session")
 def agent() -> Iterator[Any]:
     """The program that runs in Windows; `script` gives it a terminal, which is its console."""
-    [port] = free_ports(1)
+    with ReservedPort() as port:
+        pass  # a socket of Linux would keep those of Wine from it
     program = windows_path(Path(__file__).with_name("agent.py"))
     command = [WINE, windows_path(PYTHON), program, port]
     with subprocess.Popen(
@@ -142,10 +150,10 @@ def agent() -> Iterator[Any]:
         url = f"http://127.0.0.1:{port}"
         proxy = ServerProxy(url, allow_none=True, use_builtin_types=True)
         try:
-            wait_until(lambda: answers(proxy), 60)
+            wait_until(lambda: answers(proxy))
             yield proxy
             proxy.quit()
-            wine.wait(30)
+            wine.wait(GUARD)
         finally:
             wine.kill()
 
@@ -161,5 +169,9 @@ def answers(proxy: Any) -> bool:
 @pytest.fixture
 def console(agent: Any, kafka: Broker, tmp_path: Path) -> Console:
     scripts = Scripts(tmp_path / "scripts", {})
-    env = {"KAFKA_BOOTSTRAP_SERVERS": kafka.address, "NO_PROXY": "127.0.0.1"}
+    env = {
+        "KAFKA_BOOTSTRAP_SERVERS": kafka.address,
+        "NO_PROXY": "127.0.0.1",
+        "STREAM_TEST_PATIENCE": str(PATIENCE),
+    }
     return Console(agent, scripts, env)

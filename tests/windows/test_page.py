@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from broker import free_ports
+from broker import ReservedPort
 from remote import Console
 from wine import PYTHON, windows_path
 
-from conftest import copy_project
+import pytest
+from conftest import copy_project, wait_until
 from test_readme import blocks
 
 # In place of the launcher and a virtual environment, which need an installed Python
@@ -14,15 +15,19 @@ SHIM = f'@"{windows_path(PYTHON)}" %*\r\n'
 VISITS = ["10.0.0.7 GET /index.html", "10.0.0.9 GET /prices.html"]
 
 
+@pytest.mark.long
 def test_the_commands_for_windows(console: Console, tmp_path: Path) -> None:
-    [port] = free_ports(1)
+    with ReservedPort() as port:
+        pass  # a socket of Linux would keep those of Wine from it
     beside, here = commands(port)
     env = {"KAFKA_BOOTSTRAP_SERVERS": f"localhost:{port}", "TEMP": windows_path(tmp_path)}
     broker = console.start_shell(make_project(tmp_path / "beside"), beside, env)
-    broker.wait_for(lambda it: b"is ready on" in it.out, 300)  # the first time, jgo takes a while
-    ended = console.start_shell(make_project(tmp_path / "here"), here, env).end(120)
+    broker.wait_for(lambda it: b"is ready on" in it.out)
+    assert list(tmp_path.glob("kafka-*"))
+    ended = console.start_shell(make_project(tmp_path / "here"), here, env).end()
     console.press_ctrl_c()
-    broker.end(30)
+    assert broker.end().err == ""
+    wait_until(lambda: not list(tmp_path.glob("kafka-*")))  # its command prompt may end first
     lines = [*VISITS, "ann:Paris"]
     assert [line for line in ended.out.decode().splitlines() if line in lines] == [
         *VISITS,

