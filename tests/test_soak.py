@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 def soak(*options: str) -> str:
     """What soak.py prints; it must find nothing wrong."""
     command = [sys.executable, str(REPOSITORY / "tests" / "soak.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -194,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
         """Count this connection among those that are open."""
         with self.api.changed:
             # The server may not have noticed yet that an earlier one was closed
-            self.api.changed.wait_for(lambda: self.api.open == 0, 1)
+            self.api.changed.wait_for(lambda: self.api.open == 0, 300)
             self.api.open += 1
             self.api.most_open = max(self.api.most_open, self.api.open)
         try:
