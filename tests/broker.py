@@ -46,7 +46,6 @@ ONE_NODE = {
     "log.cleaner.backoff.ms": 100,
     "group.min.session.timeout.ms": 500,
     "broker.heartbeat.interval.ms": 500,
-    "broker.session.timeout.ms": 3000,  # how long a killed broker must stay away
 }
 
 

@@ -180,7 +180,6 @@ def test_tweets_that_are_too_large_are_reported_once_a_minute(
 # ------------------------------------------------------------------ how it reconnects
 
 
-@pytest.mark.versions
 def test_it_reconnects_and_loses_no_whole_line(scripts: Scripts, topic: str, read: Read) -> None:
     """All resume at once, but the first, as what cannot be decoded was not read."""
     faults = [
@@ -305,7 +304,6 @@ UNFINISHED = {
 
 
 @pytest.mark.long
-@pytest.mark.versions
 def test_what_never_comes_whole_is_silence(
     scripts: Scripts, topic: str, read: Read, certificate: tuple[str, str, str]
 ) -> None:
