@@ -6,19 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environment import use_environment
-
-if __name__ == "__main__":
-    use_environment()
-
 from broker import Broker, BrokerError
+from environment import use_environment
 from x_api import XApi
 
 HERE = Path(__file__).parent.parent
 PROMPT = ">" if os.name == "nt" else "$"
 COMMANDS = [
     ["producer.py", "-n", "5", "--interval", "0.2"],
-    ["producer.py", os.path.join("tests", "visits.log")],
+    ["producer.py", os.path.join("demo", "visits.log")],
     ["twitter-stream.py", "-n", "5", "--param", "tweet.fields=created_at,lang"],
     ["consumer.py", "-e"],
     ["consumer.py", "-e", "--json"],
@@ -27,6 +23,7 @@ EVENTS = 12  # published by the first three together, and printed by each of the
 
 
 def main() -> int:
+    use_environment()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("Starting Apache Kafka (the first time, 44 MB of packages are fetched) ...", flush=True)
     try:

