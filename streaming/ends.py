@@ -1,0 +1,73 @@
+"""Where to stop with -e: the end that each partition had at the start."""
+
+from contextlib import suppress
+from typing import Any
+
+from kafka import TopicPartition, errors
+
+from streaming.kafka_internals import Consumer, positions
+from streaming.timing import PATIENCE
+
+RESPONSE_TIMEOUT_MS = int(3000 * PATIENCE)
+
+Offsets = dict[TopicPartition, int]
+Polled = dict[TopicPartition, list[Any]]  # what a poll returns: at least one event a partition
+
+
+class Ends:
+    """The partitions that are still to be read, and how far.
+
+    The offsets of events show when an end is reached. But the last offsets before it may be gaps
+    (compacted or aborted events, or Kafka's own records at the end of a transaction), which only
+    the client's position passes; look_again() looks at that.
+    """
+
+    def __init__(self, consumer: Consumer, ends: Offsets, firsts: Offsets) -> None:
+        self._consumer, self._ends = consumer, ends
+        # A group's offset may be beyond the end of a topic that was recreated: it is read anew
+        self._unfinished = {p for p, end in ends.items() if firsts[p] != end}
+
+    def are_reached(self, knows_partitions: bool) -> bool:
+        """Return whether this consumer has nothing left to read.
+
+        `knows_partitions` says whether it knows which partitions are its own; a member of a group
+        may have none.
+        """
+        if not self._unfinished:
+            return True
+        return knows_partitions and not self._unfinished & self._consumer.assignment()
+
+    def take(self, polled: Polled) -> Polled:
+        """Return the events that come before the ends, and finish the partitions that reach it."""
+        taken: Polled = {}
+        for partition, records in polled.items():
+            end = self._ends.get(partition, 0)
+            wanted = [record for record in records if record.offset < end]
+            if wanted:
+                taken[partition] = wanted
+            if records[-1].offset + 1 >= end:
+                self._finish(partition)
+        return taken
+
+    def look_again(self) -> None:
+        """Finish partitions that are at their end, although no event has shown it.
+
+        An end has moved back if the topic was deleted and recreated.
+        """
+        candidates = self._unfinished & self._consumer.assignment()
+        if not candidates:
+            return
+        with suppress(errors.KafkaError):  # if it lasts, the next poll raises it
+            ends = self._consumer.end_offsets(list(candidates), RESPONSE_TIMEOUT_MS)
+            for partition, end in ends.items():
+                self._ends[partition] = min(end, self._ends[partition])
+        known = positions(self._consumer)
+        for partition in candidates & known.keys():
+            if known[partition] >= self._ends[partition]:
+                self._finish(partition)
+
+    def _finish(self, partition: TopicPartition) -> None:
+        """Read no more of a partition, however much arrives there."""
+        self._unfinished.discard(partition)
+        with suppress(KeyError):  # it is no longer assigned
+            self._consumer.pause(partition)

@@ -1,0 +1,168 @@
+"""X's tweets as a source of events, over as many connections as it takes."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from streaming.console import Throttle, fail, pluralize, say
+from streaming.sources import Batch, Line, Source, Stopped
+from streaming.stop import Stop
+from streaming.x_gaps import Gaps
+from streaming.x_http import XStream
+from streaming.x_messages import REFUSALS, Meaning, Message, classify, refusal
+from streaming.x_pacing import (
+    DISCONNECT,
+    HTTP,
+    MAX_REFUSALS,
+    NO_BACKFILL,
+    Backoff,
+    Disconnected,
+    Refused,
+    Unusable,
+)
+
+# The messages after which X closes the connection, and the rule that then sets the wait
+ENDS = {Meaning.DISCONNECT: DISCONNECT, Meaning.TOO_MANY_CONNECTIONS: HTTP}
+
+
+@dataclass
+class Counts:
+    """What happened besides tweets. The source's thread counts it; the main thread shows it."""
+
+    reconnects: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    gaps: int = 0
+
+    def text(self) -> str:
+        """Format the counts for messages: ` (1 reconnect, 0 skipped)`."""
+        counts = f"{pluralize(self.reconnects, 'reconnect')}, {self.skipped} skipped"
+        if self.duplicates:
+            counts += f", {pluralize(self.duplicates, 'duplicate')}"
+        if self.gaps:
+            counts += f", {pluralize(self.gaps, 'gap')}"
+        return f" ({counts})"
+
+
+class TweetSource(Source):
+    """Each tweet's line, as X sent it, with the tweet's ID as its key.
+
+    Whatever is not a tweet is counted. Each kind of trouble is reported at most once a minute;
+    every gap is reported. `second` is the length of a second in X's rules.
+    """
+
+    unit = "tweet"
+    is_endless = True
+
+    def __init__(self, stream: XStream, gaps: Gaps, second: float, stop: Stop) -> None:
+        self._stream, self._gaps, self._stop = stream, gaps, stop
+        self._backoff = Backoff(second)
+        self._throttle = Throttle(60 * second)
+        self._counts = Counts()
+        self._is_over = False  # whether the run is over; the source may still be reading
+
+    def details(self) -> str:
+        return self._counts.text()
+
+    def report_skipped(self, what: str) -> None:
+        self._throttle.say("an event that is too large", f"skipped {what}")
+
+    def ended_early(self) -> None:
+        """Report a gap that has not ended when the run does; report none after that."""
+        self._note_gap(self._gaps.unfinished())
+        self._is_over = True
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield X's tweets until asked to stop; exit if X refuses for good."""
+        while not self._stop.requested:
+            seconds = 0.0
+            try:
+                yield from self._read_connection()
+            except Disconnected as end:
+                seconds = self._note_end(end)
+            # A failed connection is a reference cycle in urllib3 that holds a whole CA bundle:
+            # without this, 600 in a row take 460 MB
+            gc.collect()
+            self._stop.wait(seconds)
+            if not self._stop.requested:
+                self._counts.reconnects += 1
+        raise Stopped
+
+    def _read_connection(self) -> Iterator[Batch]:
+        """Yield the tweets of one connection; raise Disconnected when it ends."""
+        minutes = self._gaps.begin_connection()
+        with self._stream.connect(minutes) as connection:
+            if connection.status != 200:
+                raise refusal(connection.answer(), minutes is not None)
+            for lines in connection.lines():
+                yield from self._read_lines(lines)
+                if self._stop.requested:
+                    return
+
+    def _read_lines(self, lines: list[Line]) -> Iterator[Batch]:
+        """Yield one batch of tweets, then raise Disconnected if X says so."""
+        keys: list[bytes | None] = []
+        values: list[Line | None] = []
+        for line in lines:
+            message = classify(line)
+            if message.meaning in ENDS:
+                yield Batch(keys, values)
+                raise Disconnected(message.text, ENDS[message.meaning])
+            if self._accept(message) and isinstance(line, bytes):
+                keys.append(message.text.encode(errors="replace"))
+                values.append(line.removesuffix(b"\r"))
+        yield Batch(keys, values)
+
+    def _accept(self, message: Message) -> bool:
+        """Note what a line says; return whether to publish it."""
+        if message.meaning is Meaning.KEEP_ALIVE:
+            self._backoff.keep_alive_received()
+            self._gaps.keep_alive_received()
+            return False
+        if message.meaning is not Meaning.TWEET:
+            self._skip(message.meaning.name, message.text)
+            return False
+        self._backoff.tweet_received()
+        self._note_gap(self._gaps.tweet_received())
+        if self._gaps.seen_before(message.text):
+            self._counts.duplicates += 1
+            return False
+        return True
+
+    def _skip(self, kind: str, what: str) -> None:
+        self._counts.skipped += 1
+        self._throttle.say(kind, f"skipped {what}")
+
+    def _note_gap(self, report: str | None) -> None:
+        if report and not self._is_over:
+            self._counts.gaps += 1
+            say(report)
+
+    def _note_end(self, end: Disconnected) -> float:
+        """Note the end of a connection; return the seconds to wait before the next.
+
+        Exit if waiting cannot help.
+        """
+        if end.cuts_line:
+            self._skip("an incomplete line", "an incomplete line")
+        if end.rule is NO_BACKFILL:
+            self._gaps.backfill_refused()
+        self._gaps.end_connection()
+        if isinstance(end, Unusable) and not self._backoff.has_streamed:
+            fail(end.reason, status=2)
+        if isinstance(end, Refused) and self._backoff.note_refusal(end):
+            self._give_up(end)
+        seconds = self._backoff.next_wait(end.rule, end.at_least)
+        self._throttle.say(end.kind, f"{end.reason}; reconnecting in {seconds:.1f} s")
+        return seconds
+
+    def _give_up(self, refused: Refused) -> NoReturn:
+        """Exit with what X said, and what to do."""
+        how_often = ""
+        is_usage_error = refused.status == 400
+        if self._backoff.has_streamed and not refused.is_certain:
+            how_often = f" {MAX_REFUSALS} times in a row"
+            is_usage_error = False  # the same parameters have been accepted before
+        message = f"X refuses{how_often}: {refused.reason}. {REFUSALS[refused.status]}"
+        fail(message, 2 if is_usage_error else 1)
