@@ -7,10 +7,10 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
 
 demo: packages ## the three scripts on a real Kafka, end to end
-	@$(BIN)/python tests/demo.py
+	@$(BIN)/python demo/demo.py
 
 broker: packages ## a real Kafka on localhost:9092 until Ctrl-C; ARGS=--zookeeper for an older one
-	@$(BIN)/python tests/broker.py $(ARGS)
+	@$(BIN)/python demo/broker.py $(ARGS)
 
 test: lint ## style, types and tests; PYTHON=python3.12 for another Python
 	$(BIN)/python -m pytest
@@ -26,25 +26,26 @@ windows: packages ## the Windows tests, on a Windows Python under Wine; Debian o
 	$(BIN)/python -m pytest -n 3 tests/windows
 
 soak: packages ## twitter-stream.py under faults, kills and failing connects, then a day of a million tweets; ARGS=--help
-	@$(BIN)/python tests/soak.py $(ARGS)
+	@PYTHONPATH=demo $(BIN)/python tests/soak.py $(ARGS)
 
 bench: packages ## measure the scripts against their alternatives; ARGS=--help
-	@$(BIN)/python tests/bench.py $(ARGS)
+	@PYTHONPATH=demo $(BIN)/python tests/bench.py $(ARGS)
 
 picture: packages ## draw docs/demo.svg from what the demo prints
-	@$(BIN)/python tests/demo.py > $(VENV)/demo.txt 2>&1
-	@$(BIN)/python tests/picture.py < $(VENV)/demo.txt > docs/demo.svg
+	@$(BIN)/python demo/demo.py > $(VENV)/demo.txt 2>&1
+	@$(BIN)/python demo/picture.py < $(VENV)/demo.txt > docs/demo.svg
 
 lint: packages ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
-	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 *.py
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 *.py streaming
 
 clean: ## remove what the other targets made
-	rm -rf .venv* .windows .mypy_cache .pytest_cache .ruff_cache __pycache__ tests/__pycache__ tests/windows/__pycache__
+	rm -rf .venv* .windows .mypy_cache .pytest_cache .ruff_cache
+	rm -rf __pycache__ streaming/__pycache__ demo/__pycache__ tests/__pycache__ tests/windows/__pycache__
 
 packages:
-	@$(PYTHON) tests/environment.py $(VENV)
+	@$(PYTHON) demo/environment.py $(VENV)
 
 .PHONY: help packages demo broker test versions stress windows soak bench picture lint clean

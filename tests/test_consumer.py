@@ -2,6 +2,7 @@
 
 import argparse
 import filecmp
+import functools
 import io
 import json
 import math
@@ -16,12 +17,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-import cli
-import consumer as script
-from broker import Broker
-
 import confluent_kafka
 import pytest
+from kafka import (
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+
+import consumer as script
+from broker import Broker
 from conftest import (
     GUARD,
     HELD_UP,
@@ -35,7 +42,10 @@ from conftest import (
     wait_until,
     without,
 )
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from streaming import flags, output
+from streaming.kafka_internals import HeaderName
+from streaming.output import Output, format_line
+from streaming.watch import Membership
 
 BIG = b"x" * 1000
 EXPIRED = (
@@ -150,16 +160,16 @@ MILLISECONDS = {
 
 def test_since_takes_how_long_ago_or_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here, the local time is three hours ahead of UTC."""
-    monkeypatch.setattr(cli, "time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr(flags, "time", SimpleNamespace(time=lambda: NOW))
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "XYZ-3")
         time.tzset()
-        found = {text: cli.time_type(text) for text in MILLISECONDS}
+        found = {text: flags.time_type(text) for text in MILLISECONDS}
     time.tzset()
     assert found == MILLISECONDS
     for text in ("soon", "", "10w", "-5m", "1.5h", "10 m", "10M", "1234567890s", "2026-13-01"):
         with pytest.raises(argparse.ArgumentTypeError) as raised:
-            cli.time_type(text)
+            flags.time_type(text)
         example = "10m (ago), 2026-11-25 or 2026-11-25T14:00:00Z"
         assert str(raised.value) == f"{text!r} is not a time, such as {example}"
 
@@ -185,7 +195,7 @@ def test_a_line() -> None:
         (None, None, None, b""),
         (b"\xff", b"\0\r\n", b"\t", b"\xff\t\0\r\n"),
     ):
-        assert script.format_line(SimpleNamespace(key=key, value=value), separator) == line
+        assert format_line(SimpleNamespace(key=key, value=value), separator) == line
 
 
 def test_a_pipe_that_does_not_block_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,12 +207,11 @@ def test_a_pipe_that_does_not_block_is_waited_for(monkeypatch: pytest.MonkeyPatc
             steps.append(bytes(data))
             return next(taken)
 
-    monkeypatch.setattr(script, "open", lambda *_, **__: Pipe(), raising=False)
-    monkeypatch.setattr(script, "is_reader_gone", lambda: False)
+    monkeypatch.setattr(output, "open", lambda *_, **__: Pipe(), raising=False)
     wait = SimpleNamespace(select=lambda *_: steps.append("wait"))
-    monkeypatch.setattr(script, "select", wait)
-    assert script.write_lines([b"12345", b"678"])
-    assert steps == [b"12345678", b"45678", "wait", b"45678"]
+    monkeypatch.setattr(output, "select", wait)
+    Output(None, False).write_lines([b"123", b"456"])
+    assert steps == [b"123\n456\n", b"\n456\n", "wait", b"\n456\n"]
 
 
 # ------------------------------------------------------------------ where to start and to stop
@@ -279,7 +288,7 @@ def test_e_stops_where_the_topic_ended_at_the_start(
 def test_e_on_a_topic_of_many_partitions(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    """With the client's own position(), this would take minutes."""
+    """One position() takes 10 ms here, so it is asked only where events do not show the end."""
     admin.create_topics({topic: {"num_partitions": 3000}})
     for number in range(3000):
         producer.send(topic, b"%d" % number, partition=number)
@@ -292,6 +301,32 @@ def test_e_on_a_topic_of_many_partitions(
     admin.delete_topics([topic])
 
 
+def publish_until_compacted(producer: KafkaProducer, topic: str, kafka: Broker) -> list[bytes]:
+    """Publish numbers with seven keys to two partitions until compaction has run in both.
+
+    Returns all values. Kafka says where it has compacted, and only what has newer events after it.
+    """
+    values: list[bytes] = []
+
+    def is_compacted() -> bool:
+        for number in range(len(values), len(values) + 98):
+            key = number % 7
+            values.append(b"%d" % number)
+            producer.send(topic, values[-1], key=b"%d" % key, partition=key % 2)
+        producer.flush()
+        said = (kafka.data / "log" / "cleaner-offset-checkpoint").read_text()
+        return all(f"{topic} {partition} " in said for partition in range(2))
+
+    wait_until(is_compacted)
+    return values
+
+
+def last_offsets(places: list[tuple[int, int]]) -> int:
+    """The number of the last offsets of partition 0 that begin with its last gap."""
+    offsets = [offset for partition, offset in places if partition == 0]
+    return offsets[-1] + 1 - max(set(range(offsets[-1])) - set(offsets))
+
+
 def test_e_on_a_compacted_topic(
     scripts: Scripts,
     topic: str,
@@ -300,41 +335,32 @@ def test_e_on_a_compacted_topic(
     kafka: Broker,
     read: Read,
 ) -> None:
-    """Most offsets are gaps, once compaction has really run."""
+    """Most offsets are gaps, once compaction has really run. --last counts them, too."""
     policy = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.01"}
     configs = {**policy, "segment.ms": "100"}
     admin.create_topics({topic: {"num_partitions": 2, "configs": configs}})
-    newest: dict[bytes, bytes] = {}
-    published = 0
-
-    def is_compacted() -> bool:
-        """Kafka says so for all partitions; it compacts only what has newer events after it."""
-        nonlocal published
-        for number in range(published, published + 98):
-            newest[b"%d" % (number % 7)] = b"%d" % number
-            partition = number % 7 % 2
-            producer.send(topic, b"%d" % number, key=b"%d" % (number % 7), partition=partition)
-        producer.flush()
-        published += 98
-        said = (kafka.data / "log" / "cleaner-offset-checkpoint").read_text()
-        return all(f"{topic} {partition} " in said for partition in range(2))
+    values = publish_until_compacted(producer, topic, kafka)
 
     def print_all() -> bool:
         """Whether no compaction has come between."""
-        before = read(topic)
-        done = scripts.run("consumer", "-t", topic, "-e", "--json")
-        printed[:] = [json.loads(line) for line in done.stdout.splitlines()]
-        records[:] = read(topic)
-        return len(records) == len(before)
+        places[:] = [(record.partition, record.offset) for record in read(topic)]
+        run = ("consumer", "-t", topic, "-e", "--json")
+        runs = [scripts.start(*run), scripts.start(*run, "--last", last_offsets(places))]
+        whole[:], last[:] = (map(json.loads, run.end().stdout.splitlines()) for run in runs)
+        return len(read(topic)) == len(places)
 
-    printed: list[Any] = []
-    records: list[Any] = []
-    wait_until(is_compacted)
+    places: list[tuple[int, int]] = []
+    whole: list[Any] = []
+    last: list[Any] = []
     wait_until(print_all)
-    assert len(records) < published
-    assert {event["key"].encode(): event["value"].encode() for event in printed} == newest
-    places = sorted((event["partition"], event["offset"]) for event in printed)
-    assert places == [(record.partition, record.offset) for record in records]
+    assert len(places) < len(values)
+    newest = {b"%d" % (number % 7): value for number, value in enumerate(values)}
+    assert {event["key"].encode(): event["value"].encode() for event in whole} == newest
+    assert sorted((event["partition"], event["offset"]) for event in whole) == places
+    count, ends = last_offsets(places), dict(places)  # the newest event of a partition is its last
+    expected = [place for place in places if place[1] > ends[place[0]] - count]
+    assert sorted((event["partition"], event["offset"]) for event in last) == expected
+    assert len([place for place in expected if place[0] == 0]) < count
 
 
 def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: Broker) -> None:
@@ -349,17 +375,18 @@ def test_e_on_a_topic_with_transactions(scripts: Scripts, topic: str, kafka: Bro
             else:
                 client.commit_transaction()
     expected = b"".join(lines(range(number, number + 10)) for number in (0, 20, 40))
-    counts = (5, 15, 30, 31)
+    # Each transaction takes up eleven offsets, so there are 66
+    last_lines = {5: b"", 15: lines(range(47, 50)), 50: expected[20:], 1000: expected}
     run = ("consumer", "-t", topic, "-e")
     plain = scripts.start(*run)
     group = scripts.start(*run, "-g", topic)
     every = scripts.start(*run, env={"KAFKA_ISOLATION_LEVEL": "read_uncommitted"})
-    lasts = [scripts.start(*run, "--last", count) for count in counts]
+    lasts = [scripts.start(*run, "--last", count) for count in last_lines]
     check(plain, expected)
     check(group, expected)
     check(every, lines(range(60)))
-    for count, last in zip(counts, lasts, strict=True):
-        assert last.end().stdout.splitlines() == expected.splitlines()[-count:]
+    for last, some in zip(lasts, last_lines.values(), strict=True):
+        check(last, some)
     check(scripts.start(*run, "-g", topic), b"")
 
 
@@ -453,7 +480,7 @@ def test_a_topic_in_every_codec(
     poor = scripts.start("consumer", "-t", topic, "-e", env=without("lz4", tmp_path))
     check(whole, b"".join(expected))
     reason = (
-        f"consumer.py: cannot read topic {topic}: the event at partition 0, offset 9 is "
+        f"consumer.py: cannot read topic {topic}: an event is "
         "compressed with lz4, but the package lz4 is not installed. "
         "Run: pip install -r requirements.txt\n"
     )
@@ -500,14 +527,15 @@ def test_a_damaged_event(
     scripts: Scripts, topic: str, kafka: Broker, producer: KafkaProducer
 ) -> None:
     """Its bytes have changed on the broker's disk, so that its checksum is wrong."""
-    publish(producer, topic, range(1))
+    for number in range(2):  # in two batches
+        publish(producer, topic, range(number, number + 1))
     path = kafka.data / "log" / f"{topic}-0" / "00000000000000000000.log"
     with path.open("r+b") as log:
         log.seek(-2, os.SEEK_END)
         log.write(b"?")
-    reason = "the event at partition 0, offset 0 is corrupt: its checksum is wrong"
+    reason = "the event at partition 0, offset 1 is corrupt: its checksum is wrong"
     message = f"consumer.py: cannot read topic {topic}: {reason}\n".encode()
-    check(scripts.start("consumer", "-t", topic), b"", message, 1)
+    check(scripts.start("consumer", "-t", topic), b"0\n", message, 1)
 
 
 def test_a_slow_reader_of_50_partitions(scripts: Scripts, topic: str, tmp_path: Path) -> None:
@@ -576,7 +604,7 @@ def test_header_names_that_are_not_utf8(
     scripts: Scripts, topic: str, producer: KafkaProducer
 ) -> None:
     """kafka-python rejects such an event. It is in a batch with others, and compressed."""
-    name = script.HeaderName(os.fsdecode(b"\xff\xfe"))
+    name = HeaderName(os.fsdecode(b"\xff\xfe"))
     address = scripts.env["KAFKA_BOOTSTRAP_SERVERS"]
     options = {"compression_type": "gzip", "linger_ms": 1000}
     with KafkaProducer(bootstrap_servers=address, **options) as compressing:
@@ -655,19 +683,86 @@ def test_a_group_whose_members_have_another_assignor(
 
 
 def test_e_ends_for_a_member_without_partitions(
-    scripts: Scripts, topic: str, producer: KafkaProducer
+    scripts: Scripts, topic: str, kafka: Broker, producer: KafkaProducer
 ) -> None:
+    """Another one has the only partition, and commits nothing.
+
+    The partitions go to the members by their names, which begin with that of the client.
+    """
     publish(producer, topic, range(10))
-    flags = ("-t", topic, "-g", topic)
-    members = [scripts.start("consumer", *flags, env=SOON) for _ in range(2)]
-    printed: list[bytes] = []
-    for _ in range(2):  # which member gets the only partition is random
-        done = scripts.run("consumer", *flags, "-e", env=SOON)
-        assert done.returncode == 0
-        printed.append(done.stdout)
-    wait_until(lambda: any([*printed, *(member.out for member in members)]))
-    printed += [member.end(signal.SIGINT).stdout for member in members]
-    assert sorted(printed) == [b"", b"", b"", lines(range(10))]
+    address = {"bootstrap.servers": kafka.address, "group.id": topic, "client.id": "a"}
+    settings = {"enable.auto.commit": False, "partition.assignment.strategy": "range"}
+    member = confluent_kafka.Consumer(address | settings)
+    member.subscribe([topic])
+    wait_until(lambda: member.poll(0.1) or member.assignment())
+    run = scripts.start("consumer", "-t", topic, "-g", topic, "-e")
+    wait_until(lambda: (member.poll(0.1) and False) or run.process.poll() is not None)
+    assert run.out == b""
+    none = f"no partition for this member: the other members of group {topic} have all"
+    assert not run.err or none in run.err.decode()
+    assert run.end().returncode == 0
+    assert len(member.assignment()) == 1
+    member.close()
+    done = scripts.run("consumer", "-t", topic, "-g", topic, "-e")
+    assert (done.returncode, done.stdout, done.stderr) == (0, lines(range(10)), b"")
+
+
+class Member:
+    """What the client tells Membership about a topic of two partitions."""
+
+    def __init__(self) -> None:
+        self.topics = {"events"}
+        self.watch = Membership(self, "events", "readers")
+
+    def subscription(self) -> set[str]:
+        return self.topics
+
+    def partitions_for_topic(self, _: str) -> set[int]:
+        return {0, 1}
+
+    def rebalance(self, *assigned: int) -> None:
+        partitions = {TopicPartition("events", number) for number in assigned}
+        self.watch.on_partitions_revoked(set())
+        self.watch.check(has_events=False)
+        self.watch.on_partitions_assigned(partitions)
+        self.watch.check(has_events=False)
+
+
+def test_what_a_member_says(configure: object, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing about its first partitions, the same number, or a topic that does not exist yet."""
+    none = (
+        "script.py: no partition for this member: the other members of group readers have all "
+        "partitions of topic events (2); waiting for one\n"
+    )
+    reads = "script.py: this member of group readers now reads {} of 2 partitions\n"
+
+    def said() -> str:
+        return capfd.readouterr().err
+
+    member = Member()
+    for assigned, message in (
+        ((0, 1), ""),
+        ((1,), reads.format(1)),
+        ((0,), ""),
+        ((), none),
+        ((0, 1), reads.format(2)),
+    ):
+        member.rebalance(*assigned)
+        assert said() == message
+        assert member.watch.is_settled
+    member.topics = set()  # deleted
+    member.rebalance()
+    assert (said(), member.watch.is_settled) == ("", False)
+    member.topics = {"events"}
+    member.rebalance(0, 1)
+    assert said() == ""
+    other = Member()
+    other.topics = set()
+    other.rebalance()
+    assert said() == ""
+    other.topics = {"events"}
+    other.rebalance()
+    assert said() == none
 
 
 def test_a_group_goes_on_where_it_stopped(
@@ -688,6 +783,17 @@ def test_a_group_goes_on_where_it_stopped(
     check(latest, lines(range(10, 20)))
     check(scripts.start("consumer", "-t", topic, "-g", topic, "-e"), b"")
     assert committed(scripts, late, topic) == {0: 20}
+
+
+def test_a_group_whose_place_is_beyond_the_end(
+    scripts: Scripts, topic: str, producer: KafkaProducer
+) -> None:
+    """As after the topic was deleted and recreated."""
+    publish(producer, topic, range(10))
+    address = scripts.env["KAFKA_BOOTSTRAP_SERVERS"]
+    with KafkaConsumer(bootstrap_servers=address, group_id=topic) as client:
+        client.commit({TopicPartition(topic, 0): OffsetAndMetadata(99)})
+    check(scripts.start("consumer", "-t", topic, "-g", topic, "-e"), lines(range(10)), EXPIRED)
 
 
 def test_latest_is_refused_where_the_group_cannot_start_there(
@@ -792,3 +898,10 @@ def test_a_full_disk_is_reported_and_nothing_is_committed(
     reason = b"consumer.py: cannot write to standard output: No space left on device\n"
     check(run, b"", reason, 1)
     assert committed(scripts, topic, topic) == {0: None}
+
+
+def test_a_closed_output(lone_scripts: Scripts) -> None:
+    """It is not even tried to connect: the connection would become the output."""
+    run = lone_scripts.start("consumer", preexec_fn=functools.partial(os.close, 1))
+    reason = b"consumer.py: cannot write to standard output: Bad file descriptor\n"
+    check(run, b"", reason, 1)

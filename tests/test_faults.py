@@ -20,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from broker import Broker, Cluster
-from forkserver import ForkServer
-from producer import BLOCK_BYTES
-from x_api import Step, XApi
-
 import pytest
+from kafka import KafkaAdminClient, KafkaProducer, errors
+from kafka.admin import MemberToRemove
+from kafka.protocol.admin import AlterClientQuotasRequest
+
+from broker import Broker, Cluster
 from conftest import (
     GUARD,
     HELD_UP,
@@ -41,9 +41,9 @@ from conftest import (
     values,
     wait_until,
 )
-from kafka import KafkaAdminClient, KafkaProducer, errors
-from kafka.admin import MemberToRemove
-from kafka.protocol.admin import AlterClientQuotasRequest
+from forkserver import ForkServer
+from streaming.sources import BLOCK_BYTES
+from x_api import Step, XApi
 
 PROGRESS = re.compile(
     r"producer\.py: \d+ events?, \d+/s(, \d+%)?(, waiting for Kafka: (?P<cause>\S.*))?"
@@ -548,17 +548,20 @@ def members(admin: KafkaAdminClient, group: str) -> list[MemberToRemove]:
 
 def test_a_rebalance_that_takes_long(scripts: Scripts, topic: str, admin: KafkaAdminClient) -> None:
     """A member that was killed holds it up, until its session expires or Kafka is told to go on."""
-    assert scripts.run("producer", "-t", topic, input=b"event\n").returncode == 0
+    assert scripts.run("producer", "-t", topic, input=b"before\n").returncode == 0
     arguments = ("consumer", "-t", topic, "-g", topic)
     killed = scripts.start(*arguments, env={"KAFKA_SESSION_TIMEOUT_MS": "300000"})
-    killed.wait_for(lambda it: it.out == b"event\n")
+    killed.wait_for(lambda it: it.out == b"before\n")
     gone = members(admin, topic)
     killed.end(signal.SIGKILL)
+    assert scripts.run("producer", "-t", topic, input=b"after\n").returncode == 0
     waiting = scripts.start(*arguments, "-e", env=IMPATIENT)
     message = f"consumer.py: group {topic} is rebalancing; waiting for its other members\n".encode()
     waiting.wait_for(lambda it: message in it.err)
+    assert waiting.out == b""
     admin.remove_group_members(topic, gone)
     done = waiting.end()
+    assert done.stdout in (b"after\n", b"before\nafter\n")  # it was killed before its commit, if so
     assert (done.returncode, HELD_UP.sub(b"", done.stderr)) == (0, b"")
 
 

@@ -7,16 +7,16 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+from kafka import KafkaProducer
+
+from conftest import GUARD, Read, Running, Scripts, wait_until
 from forkserver import ForkServer
 from x_api import XApi
 
-import pytest
-from conftest import GUARD, Read, Running, Scripts, wait_until
-from kafka import KafkaProducer
-
 pytestmark = pytest.mark.versions
 
-BUG = "import cli\n\ncli.start()\nraise RuntimeError('a bug')\n"
+BUG = "from streaming.console import report_bugs\n\nreport_bugs()\nraise RuntimeError('a bug')\n"
 
 
 class Calls(NamedTuple):

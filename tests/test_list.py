@@ -7,14 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import config
-import listing
-from broker import Broker, Cluster
-from listing import Partition
-
 import pytest
-from conftest import GUARD, Running, Scripts
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+
+from broker import Broker, Cluster
+from config import read_settings
+from conftest import GUARD, Running, Scripts
+from streaming import kafka_client, listing
+from streaming.kafka_client import Kafka
+from streaming.listing import Partition
 
 
 def publish(producer: KafkaProducer, topic: str, count: int, partition: int = 0) -> None:
@@ -30,6 +31,10 @@ def commit(scripts: Scripts, group: str, topic: str, offsets: dict[int, int]) ->
         {TopicPartition(topic, number): OffsetAndMetadata(at) for number, at in offsets.items()}
     )
     consumer.close()
+
+
+def configured_kafka() -> Kafka:
+    return Kafka(read_settings().kafka, None, verbose=False)
 
 
 def read_json(output: bytes) -> list[Any]:
@@ -84,12 +89,12 @@ LISTED: dict[tuple[str | None, str | None, bool], str] = {
 }
 
 
-def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows() -> None:
     """Without a leader, what depends on it is unknown; no lag where nothing is committed."""
     for (topic, group, as_json), text in LISTED.items():
         found = [partition for partition in PARTITIONS if topic in (None, partition.topic)]
-        monkeypatch.setattr(listing, "fetch_partitions", lambda *_, found=found: found)
-        assert b"".join(listing.list_lines(topic, group, as_json)).decode() == text
+        found_lines = listing.format_lines(found, topic, group, as_json)
+        assert b"".join(line + b"\n" for line in found_lines).decode() == text
 
 
 def test_the_partitions_of_a_topic(
@@ -155,7 +160,7 @@ def lose_kafka(monkeypatch: pytest.MonkeyPatch, lose: Callable[[], None]) -> Non
         return found
 
     monkeypatch.setattr(listing, "fetch_leaders", fetch)
-    monkeypatch.setattr(config, "CONNECT_SECONDS", GUARD)
+    monkeypatch.setattr(kafka_client, "CONNECT_SECONDS", GUARD)
 
 
 @pytest.mark.long
@@ -175,10 +180,11 @@ def test_kafka_is_away_for_a_moment(
         if mortal.server not in mortal.programs:
             mortal.start()
 
-    monkeypatch.setattr(listing, "RETRY_SECONDS", GUARD)
+    monkeypatch.setattr(kafka_client, "ASK_SECONDS", GUARD)
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=pause)
-    monkeypatch.setattr(listing, "time", clock)
-    assert listing.list_lines(topic, None, False) == [b"partition 0  first 0  end 3  leader 1\n"]
+    monkeypatch.setattr(kafka_client, "time", clock)
+    found = listing.list_lines(configured_kafka(), topic, None, False)
+    assert found == [b"partition 0  first 0  end 3  leader 1"]
     assert mortal.server in mortal.programs
 
 
@@ -194,9 +200,9 @@ def test_kafka_stops_answering(
     publish(producer, topic, 3)
     configure(f"KAFKA_BOOTSTRAP_SERVERS={kafka.address}")
     lose_kafka(monkeypatch, stalled)
-    monkeypatch.setattr(listing, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(kafka_client, "ASK_SECONDS", 0)
     sentence = f"cannot list topic {topic}: Kafka did not respond in time"
-    assert refusal(listing.list_lines, topic, None, False) == (1, sentence)
+    assert refusal(listing.list_lines, configured_kafka(), topic, None, False) == (1, sentence)
 
 
 @pytest.mark.stress

@@ -1,6 +1,7 @@
 """producer.py, run as users do, against a real Kafka."""
 
 import ctypes
+import errno
 import itertools
 import json
 import os
@@ -16,24 +17,14 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, call
-
-from broker import Broker
-from cli import Stop, pluralize, separator_type
-from delivery import (
-    MAX_IN_FLIGHT,
-    MAX_IN_FLIGHT_BYTES,
-    Delivery,
-    Event,
-    Job,
-    LineSplitter,
-    OversizedLine,
-    Stopped,
-    take,
-)
-from producer import BLOCK_BYTES, FileReader, sample_events
+from unittest.mock import MagicMock, Mock, call
 
 import pytest
+from kafka import KafkaAdminClient, errors
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.future import Future
+
+from broker import Broker
 from conftest import (
     Read,
     Result,
@@ -46,9 +37,21 @@ from conftest import (
     values,
     wait_until,
 )
-from kafka import KafkaAdminClient, errors
-from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.future import Future
+from streaming import sources
+from streaming.console import pluralize
+from streaming.flags import separator_type
+from streaming.publish import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Delivery, take
+from streaming.sources import (
+    BLOCK_BYTES,
+    Batch,
+    FileSource,
+    LineFormat,
+    LineSplitter,
+    OversizedLine,
+    SampleSource,
+    Stopped,
+)
+from streaming.stop import Stop
 
 ODD = [b"", b"\x00", b"a\x00b", b"\r", b"line\r", b"\xff\xfe", b"\xc3", "é🎉".encode()]
 ODD += [b" spaces ", b"\t", b"", b"x" * 5000]
@@ -199,13 +202,15 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
     """It is read to its new end; the percentage is of its size before."""
     path = tmp_path / "log"
     path.write_bytes(numbered(20_000))
-    reader = FileReader([str(path)], 1 << 20, Stop())
-    blocks = reader.read()
-    lines = next(blocks)
-    assert reader.percent_read() == 100 * BLOCK_BYTES // 200_000
+    source = FileSource([str(path)], LineFormat(), 1 << 20, Stop())
+    batches = source.batches()
+    lines = list(next(batches).values)
+    assert source.percent() == 100 * BLOCK_BYTES // 200_000
     path.write_bytes(numbered(50_000))
-    assert lines + list(itertools.chain.from_iterable(blocks)) == numbered(50_000).split()
-    assert reader.percent_read() == 100
+    for batch in batches:
+        lines += batch.values
+    assert lines == numbered(50_000).split()
+    assert source.percent() == 100
 
 
 def test_sample_events_go_to_the_new_topic_sample(scripts: Scripts, read: Read) -> None:
@@ -221,8 +226,8 @@ def test_sample_events_go_to_the_new_topic_sample(scripts: Scripts, read: Read) 
 @pytest.mark.parametrize(("interval", "size"), [(0.7, 1), (0, 500)])
 def test_interval_paces_sample_events_until_a_stop(interval: float, size: int) -> None:
     stop = Mock(requested=False)
-    source = sample_events(interval, stop)
-    batches = [[json.loads(event.value or b"") for event in next(source)] for _ in range(3)]  # type: ignore[arg-type]
+    source = SampleSource(interval, stop).batches()
+    batches = [[json.loads(value) for value in next(source).values] for _ in range(3)]  # type: ignore[arg-type]
     assert stop.wait.mock_calls == 2 * [call(interval)]
     numbers = [[event["number"] for event in batch] for batch in batches]
     assert numbers == [list(range(index * size + 1, (index + 1) * size + 1)) for index in range(3)]
@@ -335,6 +340,16 @@ def test_an_unknown_topic_config_is_refused_in_kafkas_words(scripts: Scripts, to
     )
 
 
+def test_a_topic_of_kafkas_own_is_refused(scripts: Scripts) -> None:
+    scripts.run("consumer", "--list", "-g", "any")  # so that it exists
+    done = scripts.run("producer", "-t", "__consumer_offsets", input=b"1\n2\n")
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "producer.py: published 0 events to __consumer_offsets, stopped before line 1 of standard "
+        "input, 2 failed: event 1 (1 byte): the topic has no partition to publish to. Check -t.\n"
+    )
+
+
 def test_a_topic_that_is_deleted_while_it_is_written(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read
 ) -> None:
@@ -404,39 +419,47 @@ def test_a_too_large_event_is_named_and_the_rest_published(
     assert sorted(record.value for record in read(topic)) == rest
 
 
-# A batch's header takes 61 bytes; a record takes 2 + 1 for its length and attributes, 1 + 1 for
-# time and offset, 1 for the key's length, 2 for the value's, 1 for the number of headers; a header
-# takes 1 for its name's length, and 1 for its value's, or 2 beyond 63 bytes
+# The kinds of events near a limit of 4000 bytes: flags, a setting, and the bytes of the key and
+# the headers
 HEADERS = ("-K", ":", "-H", "a=", "-H", "name=" + 200 * "v")
-# The size of the largest value that fits into 4000 bytes, flags, a setting, and the bytes of the
-# key and the headers
-LIMITS: dict[str, tuple[int, tuple[str, ...], dict[str, str], int]] = {
-    "value": (3930, (), {}, 0),
-    "key and headers": (3717, HEADERS, {}, 3 + 1 + 204),
-    "compressed": (3927, ("-K", ":"), {"KAFKA_COMPRESSION_TYPE": "gzip"}, 3),
-    "the client's limit": (3930, (), {"KAFKA_MAX_REQUEST_SIZE": "4000"}, 0),
+LIMITS: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
+    "value": ((), {}, 0),
+    "key and headers": (HEADERS, {}, 3 + 1 + 204),
+    "compressed": (("-K", ":"), {"KAFKA_COMPRESSION_TYPE": "gzip"}, 3),
+    "the client's limit": ((), {"KAFKA_MAX_REQUEST_SIZE": "4000"}, 0),
 }
 
 
 @pytest.mark.parametrize("case", LIMITS)
-def test_the_largest_event_fits_to_the_byte(
+def test_an_event_near_the_limit_is_delivered_or_named(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, read: Read, case: str
 ) -> None:
-    """It comes between small ones, which may share batches with each other but not with it."""
-    largest, flags, env, extra = LIMITS[case]
+    """What is 100 bytes smaller is delivered, what is larger is not.
+
+    The events come between small ones, which may share batches with each other but not with them.
+    """
+    flags, env, extra = LIMITS[case]
     topic_limit = "9000" if "KAFKA_MAX_REQUEST_SIZE" in env else "4000"
     admin.create_topics({topic: {"configs": {"max.message.bytes": topic_limit}}})
-    sizes = [1, largest, 2, largest + 1, 3, largest - 1, *range(4, 200), largest]
+    near = [*range(3900, 4000, 7), 4001]
+    sizes = [*range(1, 200), *(size - extra for size in near), *range(200, 300)]
     start = b"key:" if flags else b""
     data = b"\n".join(start + b"x" * size for size in sizes)
     done = scripts.run("producer", "-t", topic, *flags, input=data, env=env)
-    failure = f"event 4 ({largest + 1 + extra} bytes): {TOO_LARGE}"
-    assert done.stderr.decode().splitlines() == [
-        f"producer.py: skipped {failure}",
-        f"producer.py: published {len(sizes) - 1} events to {topic}, 1 failed: {failure}",
-    ]
-    assert done.returncode == 1
-    assert [len(value or b"") for value in values(read(topic))] == sizes[:3] + sizes[4:]
+    *skipped, summary = done.stderr.decode().splitlines()
+    named = re.findall(r"skipped event (\d+) \((\d+) bytes\): (.*)\n", "\n".join([*skipped, ""]))
+    too_large = [sizes[int(number) - 1] for number, _, _ in named]
+    assert {reason for _, _, reason in named} == {TOO_LARGE}
+    for (_, size, _), own in zip(named, too_large, strict=True):
+        assert int(size) - extra - own in (0, 1)  # 1: the separator, of a line that is not kept
+    assert 3900 - extra not in too_large
+    assert 4001 - extra in too_large
+    first = skipped[0].removeprefix("producer.py: skipped ")
+    count = len(sizes) - len(skipped)
+    end = f"published {count} events to {topic}, {len(skipped)} failed: {first}"
+    assert (done.returncode, summary) == (1, f"producer.py: {end}")
+    delivered = [len(value or b"") for value in values(read(topic))]
+    assert delivered == [size for size in sizes if size not in too_large]
 
 
 @pytest.mark.parametrize("size", [200, pytest.param(5000, marks=pytest.mark.stress)])
@@ -510,6 +533,23 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_published(
     ]
     assert values(read(topic)) == [b"before", b"after"]
     assert scripts.run("producer", "-t", topic, "/proc/self/mem").returncode == 2
+
+
+def test_a_file_that_fails_half_way(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As on a broken disk: the message says after which line, and what was read is published."""
+    disk_error = OSError(errno.EIO, os.strerror(errno.EIO))
+    file = MagicMock()
+    monkeypatch.setattr(sources, "open_input", lambda path: file)
+    monkeypatch.setattr(sources, "wait_for_input", lambda file: True)
+    source = FileSource(["first", "broken"], LineFormat(), 1000, Stop())
+    file.__enter__.return_value.read.side_effect = [b"0\n", b"", b"1\n2\n3", disk_error]
+    found = [line for batch in source.batches() for line in batch.values]
+    assert found == [b"0", b"1", b"2"]
+    assert source.has_failed
+    message = f"cannot read broken after line 2: {os.strerror(errno.EIO)}\n"
+    assert capfd.readouterr().err.endswith(message)
 
 
 def test_a_fifo_is_opened_once(scripts: Scripts, topic: str, tmp_path: Path, read: Read) -> None:
@@ -847,46 +887,98 @@ def test_line_splitter_agrees_with_bytes_split_wherever_the_blocks_end() -> None
         assert kept == [line for line in expected if len(line) <= 5]
 
 
+def source_of(batches: Iterable[Batch]) -> Mock:
+    """A source in which nothing else matters; events have no places."""
+    source = Mock(unit="event", batches=lambda: batches)
+    source.place.return_value = source.details.return_value = ""
+    return source
+
+
 def test_take_asks_for_no_more_batches_than_it_needs() -> None:
     """As the next one may be a long time coming."""
-    pair = [Event(None, b"value"), Event(b"key", None)]
+    pair = Batch([None, b"key"], [b"value", None])
     for count, sizes in {1: [1], 2: [2], 3: [2, 1], 7: [2, 2, 2], None: [2, 2, 2]}.items():
         batches = iter([pair, pair, pair])
-        assert list(take(batches, count)) == [pair[:size] for size in sizes]
+        taken = list(take(source_of(batches), count))
+        assert [len(batch.values) for batch in taken] == sizes
+        assert all(batch == pair.first(len(batch.values)) for batch in taken)
+        assert all(batch.keys == [None, b"key"][: len(batch.values)] for batch in taken)
         assert len(list(batches)) == 3 - len(sizes)
+
+
+def delivery_with(client: Mock, timeout: float, stop: Stop) -> Delivery:
+    kafka = Mock()
+    kafka.trouble.return_value = "no response"
+    return Delivery(client, kafka, "topic", source_of([]), [], timeout, stop)
 
 
 def test_a_signal_before_kafka_names_the_partitions_leaves_time_to_deliver() -> None:
     stop = Stop()
     stop.request()
     outcomes = [errors.KafkaTimeoutError, errors.KafkaTimeoutError, Future().success(None)]
-    client = Mock(send=Mock(side_effect=outcomes))
-    delivery = Delivery(client, "topic", Job(iter([])), 1000, 60, stop)
-    delivery.send(Event(None, b"value"))
+    delivery = delivery_with(Mock(send=Mock(side_effect=outcomes)), 60, stop)
+    delivery.send(Batch(None, [b"value"]))
     delivery.finish()
     assert delivery.summary(is_exhausted=True) == "published 1 event to topic"
 
 
+def test_when_time_is_up_before_kafka_names_the_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a signal, the reason is not the delivery timeout, which is not over."""
+    monkeypatch.setattr(Stop, "GRACE", 0.05)
+    for timeout, reason in ((60, "not acknowledged in time: no response"), (0, TOO_LATE)):
+        stop = Stop()
+        if timeout:
+            stop.request()
+        delivery = delivery_with(
+            Mock(send=Mock(side_effect=errors.KafkaTimeoutError)), timeout, stop
+        )
+        delivery.send(Batch(None, [b"value"]))
+        delivery.finish()
+        failure = f"published 0 events to topic, 1 failed: event 1 (5 bytes): {reason}"
+        assert delivery.summary(is_exhausted=True) == failure
+
+
 def test_after_a_failed_delivery_nothing_more_is_sent() -> None:
     client = Mock(send=Mock(side_effect=[Future().failure(errors.RequestTimedOutError())]))
-    delivery = Delivery(client, "topic", Job(iter([])), 1000, 60, Stop())
-    delivery.send(Event(None, b"first"))
+    delivery = delivery_with(client, 60, Stop())
+    delivery.send(Batch(None, [b"first"]))
     delivery.check()
-    delivery.send(Event(None, b"second"))
+    delivery.send(Batch(None, [b"second"]))
     delivery.finish()
     assert f"2 failed: event 1 (5 bytes): {TOO_LATE}" in delivery.summary(is_exhausted=True)
+
+
+def test_nothing_is_sent_after_a_failure_that_shows_while_kafka_names_no_partitions() -> None:
+    future = Future()
+    outcomes = [future, errors.KafkaTimeoutError, Future().success(None)]
+    client = Mock(send=Mock(side_effect=outcomes))
+    delivery = delivery_with(client, 60, Stop())
+    delivery.send(Batch(None, [b"first"]))
+    future.failure(errors.RequestTimedOutError())
+    delivery.send(Batch(None, [b"second"]))
+    delivery.finish()
+    assert client.send.call_count == 2
+    assert f"2 failed: event 1 (5 bytes): {TOO_LATE}" in delivery.summary(is_exhausted=True)
+
+
+def test_a_bug_in_the_client_leaves_no_event_uncounted() -> None:
+    delivery = delivery_with(Mock(send=Mock(side_effect=TypeError("a bug"))), 60, Stop())
+    delivery._kafka.explain.return_value = "a bug"  # type: ignore[attr-defined]
+    with pytest.raises(TypeError):
+        delivery.send(Batch(None, [b"first"]))
+    delivery.finish()
+    assert "1 failed: event 1 (5 bytes): a bug" in delivery.summary(is_exhausted=True)
 
 
 def test_an_event_that_the_client_has_lost_fails_when_its_time_is_over() -> None:
     stop, waits = Stop(), iter(100 * [0.01])
     future = Mock(is_done=False, exception=None, get=lambda _: time.sleep(next(waits)))
     future.succeeded.return_value = False
-    client = Mock(send=Mock(return_value=future))
-    delivery = Delivery(client, "topic", Job(iter([])), 1000, 0.05, stop)
+    delivery = delivery_with(Mock(send=Mock(return_value=future)), 0.05, stop)
     began = time.monotonic()
-    delivery.send(Event(None, b"value"))
+    delivery.send(Batch(None, [b"value"]))
     delivery.finish()
     assert time.monotonic() > began + 0.05
     assert stop.requested
-    failure = "1 failed: event 1 (5 bytes): not acknowledged in time: "
+    failure = "1 failed: event 1 (5 bytes): not acknowledged in time: no response"
     assert failure in delivery.summary(is_exhausted=True)

@@ -16,11 +16,12 @@ from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import NamedTuple
 
-from broker import ReservedPort
-from cli import Stop
-from x_api import Step, XApi
-
 import pytest
+from kafka import KafkaConsumer
+from packaging.requirements import Requirement
+
+from broker import ReservedPort
+from config import read_settings
 from conftest import (
     GUARD,
     REPOSITORY,
@@ -32,9 +33,12 @@ from conftest import (
     read_summary,
     wait_until,
 )
-from kafka import KafkaConsumer
-from packaging.requirements import Requirement
 from picture import draw
+from streaming import kafka_errors, publish, recent, x_gaps, x_http, x_pacing
+from streaming.kafka_client import Kafka
+from streaming.stop import Stop
+from streaming.x_source import Counts
+from x_api import Step, XApi
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 NAMES = ["README.md", *re.findall(r"^\| \[(docs/\w+\.md)\]", README, re.MULTILINE)]
@@ -340,15 +344,14 @@ def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
 
 
 def test_the_report_of_a_gap_looks_like_the_real_one() -> None:
-    x = importlib.import_module("twitter-stream")
     now = datetime(2026, 11, 25, 14, 2, 10).timestamp()
-    gap, counts = x.Gap(True, 1.0, lambda: now), x.Counts()
-    gap.begin_connection()
-    gap.tweet_received()
+    gaps = x_gaps.Gaps(True, 1.0, lambda: now)
+    gaps.begin_connection()
+    gaps.tweet_received()
     now += 27 * 60 + 21
-    gap.begin_connection()
-    report = gap.tweet_received()
-    counts.reconnects, counts.duplicates, counts.gaps = 9, 17345, 1
+    gaps.begin_connection()
+    report = gaps.tweet_received()
+    counts = Counts(reconnects=9, duplicates=17345, gaps=1)
     summary = f"published 98213 tweets to tweets{counts.text()}"
     assert texts("log")[1] == f"twitter-stream.py: {report}\ntwitter-stream.py: {summary}\n"
 
@@ -371,8 +374,8 @@ def test_python_skips_the_lines_that_kafka_has(tmp_path: Path) -> None:
 def test_the_lines_for_env_are_settings(configure: Callable[[str], Path], text: str) -> None:
     """All are known, and only the certificate authority's file does not exist."""
     configure(re.sub("(?m)^KAFKA_SSL_CAFILE.*\n", "", text))
-    options = importlib.import_module("config").client_options(KafkaConsumer)
-    assert options["security_protocol"] == "SASL_SSL"
+    kafka = Kafka(read_settings().kafka, None, verbose=False)
+    assert kafka.options(KafkaConsumer)["security_protocol"] == "SASL_SSL"
 
 
 def test_settings_and_statuses_are_all_explained() -> None:
@@ -398,8 +401,7 @@ def test_each_promise_names_tests_that_exist() -> None:
 
 
 def test_each_meaning_of_an_error_has_its_remedy() -> None:
-    config = importlib.import_module("config")
-    meanings = [*config.ERROR_EXPLANATIONS.values(), *config.MESSAGE_EXPLANATIONS.values()]
+    meanings = [*kafka_errors.BY_TYPE.values(), *kafka_errors.BY_WORDS.values()]
     text = " ".join(TEXT.split())
     causes = [each.cause.partition("{}")[0].strip(": ") for each in meanings]
     assert [cause for cause in causes if cause not in text] == []
@@ -422,13 +424,11 @@ def test_the_packages_of_install_are_enough(lone_scripts: Scripts, tmp_path: Pat
         for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
             with suppress(FileExistsError):
                 (packages / name).symlink_to(str(found.locate_file(name)))
-    scripts = [[str(lone_scripts.folder / f"{name}.py"), "--help"] for name in SCRIPTS]
-    options = {"env": {"PYTHONPATH": str(packages)}}
-    python = [sys.executable, "-S"]
-    programs = [Running([*python, *each], options) for each in [*scripts, ["-c", CODECS]]]
-    for running in programs:
-        done = running.end()
-        assert (done.returncode, done.stderr) == (0, b"")
+    modules = ["follow", "listing", "output", "publish", "recent", "topics", "x_source"]
+    options = {"cwd": lone_scripts.folder, "env": {"PYTHONPATH": str(packages)}}
+    program = f"{CODECS}import config, streaming.{', streaming.'.join(modules)}"
+    done = Running([sys.executable, "-S", "-c", program], options).end()
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def required(lines: Iterable[str], extra: str = "") -> Iterator[Distribution]:
@@ -445,26 +445,26 @@ WORDS = {3: "three", 5: "five", 6: "six", 10: "ten"}
 
 
 def test_the_numbers_are_the_real_ones() -> None:
-    x, delivery = importlib.import_module("twitter-stream"), importlib.import_module("delivery")
-    assert x.DELIVERY_TIMEOUT == 3600
-    connects, minutes = x.MAX_CONNECTS, x.CONNECT_WINDOW // 60
-    in_flight_bytes = delivery.MAX_IN_FLIGHT_BYTES >> 20
-    mebibytes = x.MAX_LINE_BYTES >> 20
+    assert importlib.import_module("twitter-stream").TIMEOUT == 3600
+    connects, minutes = x_pacing.MAX_CONNECTS, x_pacing.CONNECT_WINDOW // 60
+    network, http = x_pacing.NETWORK, x_pacing.HTTP
+    in_flight_bytes = publish.MAX_IN_FLIGHT_BYTES >> 20
+    mebibytes = x_http.MAX_LINE_BYTES >> 20
     text = " ".join(TEXT.split())
     for quoted in (
-        f"the wait grows by {x.NETWORK.first} s each time, up to {x.NETWORK.longest} s.",
-        f"it starts at {x.HTTP.first} s and doubles, up to {x.HTTP.longest} s.",
-        f"For a rate limit, it starts at {x.RATE_LIMIT.first} s and doubles",
-        f"no complete line for {x.SILENCE} s",
-        f"Every gap of more than {x.SILENCE} s",
-        f"exceeds X's window of {x.X_WINDOW // 60} minutes",
-        f"does not resend anything older than {WORDS[x.MAX_BACKFILL_MINUTES]} minutes",
-        f"the topic's last {WORDS[x.RECENT // 60]} minutes",
-        f"after {WORDS[x.MAX_BACKFILL_REFUSALS]} refusals in a row",
-        f"only {WORDS[x.MAX_REFUSALS]} in a row",
+        f"the wait grows by {network.first} s each time, up to {network.longest} s.",
+        f"it starts at {http.first} s and doubles, up to {http.longest} s.",
+        f"For a rate limit, it starts at {x_pacing.RATE_LIMIT.first} s and doubles",
+        f"no complete line for {x_pacing.SILENCE} s",
+        f"Every gap of more than {x_pacing.SILENCE} s",
+        f"exceeds X's window of {x_pacing.X_WINDOW // 60} minutes",
+        f"does not resend anything older than {WORDS[x_gaps.MAX_BACKFILL_MINUTES]} minutes",
+        f"the topic's last {WORDS[recent.RECENT // 60]} minutes",
+        f"after {WORDS[x_gaps.MAX_BACKFILL_REFUSALS]} refusals in a row",
+        f"only {WORDS[x_pacing.MAX_REFUSALS]} in a row",
         f"one that is over {mebibytes} MiB",
         f"more than {connects} times in {minutes} minutes, to stay within X's limit of 50 in 15",
-        f"{delivery.MAX_IN_FLIGHT:,} events or tweets, or {in_flight_bytes} MB",
+        f"{publish.MAX_IN_FLIGHT:,} events or tweets, or {in_flight_bytes} MB",
         "twitter-stream.py for an hour",
         f"exits within {Stop.LIMIT:.0f} seconds",
     ):

@@ -8,17 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker import Broker, ReservedPort, listeners_of
-from config import client_options
-from forkserver import ForkServer
-from x_api import XApi
-
 import pytest
 import trustme
-from conftest import GUARD, REPOSITORY, SCRIPTS, Running, Scripts, fits, split_log
 from cryptography.hazmat.primitives import serialization
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+
+from broker import Broker, ReservedPort, listeners_of
+from config import read_settings
+from conftest import GUARD, REPOSITORY, SCRIPTS, Running, Scripts, fits, split_log
+from forkserver import ForkServer
+from streaming.kafka_client import Kafka
+from x_api import XApi
 
 pytestmark = pytest.mark.versions
 
@@ -362,7 +363,7 @@ def test_a_certificate_and_a_key_that_do_not_fit(
     def options_with(changed: dict[str, str]) -> Any:
         settings = but({**TLS, "KAFKA_BOOTSTRAP_SERVERS": ""}, **changed).items()
         configure("".join(f"{name}={value}\n" for name, value in settings).format(folder=tmp_path))
-        return client_options(KafkaConsumer)
+        return Kafka(read_settings().kafka, None, False).options(KafkaConsumer)
 
     certificate = f"cannot use {tmp_path}/client.pem (KAFKA_SSL_CERTFILE) with key {tmp_path}"
     advice = "Check KAFKA_SSL_KEYFILE and KAFKA_SSL_PASSWORD."
@@ -374,7 +375,7 @@ def test_a_certificate_and_a_key_that_do_not_fit(
         status, message = refusal(options_with, changed)
         assert status == 2
         assert fits(sentence, message), message
-    assert options_with({})["ssl_keyfile"] == str(tmp_path / "client.key")
+    assert options_with({})["ssl_context"].get_ca_certs()
 
 
 @pytest.mark.stress

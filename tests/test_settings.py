@@ -13,13 +13,14 @@ from errno import EISDIR, ENOENT
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import config
-from broker import ReservedPort
-
 import kafka.codec
 import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
+
+from broker import ReservedPort
+from config import read_settings
 from conftest import REPOSITORY, SCRIPTS, Read, Scripts, fits, split_log, values
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from streaming.kafka_client import Kafka
 
 pytestmark = pytest.mark.versions
 
@@ -114,12 +115,17 @@ PLACES = ["", ".", " (_ssl.c:992)", ". (_ssl.c:1007)"]
 LATER_FAILURES = ["ssl/tls alert bad certificate", "decryption failed or bad record mac"]
 
 
+def configured() -> Kafka:
+    """The cluster that the settings are about."""
+    return Kafka(read_settings().kafka, None, False)
+
+
 def reason_after(*messages: str) -> str:
     """What the user is told after these entries in the client's log."""
-    log = config.ClientLog()
+    kafka = configured()
     for message in messages:
-        log.emit(logging.makeLogRecord({"msg": message}))
-    return str(config.explain_message(log.reason))
+        kafka.log.emit(logging.makeLogRecord({"msg": message}))
+    return str(kafka.explain(errors.KafkaConnectionError()))
 
 
 def test_whatever_the_words_a_failure_of_tls_is_explained(configure: Configure) -> None:
@@ -136,15 +142,19 @@ def test_whatever_the_words_a_failure_of_tls_is_explained(configure: Configure) 
             assert reason_after(entry) == f"TLS failed: {cause}. {CHECK_TLS}", entry
 
 
-def test_a_failure_of_tls_names_the_files_in_use(configure: Configure) -> None:
-    settings = "KAFKA_SSL_CAFILE=/a/ca.pem\nKAFKA_SSL_KEYFILE=/a/client.key\n"
-    for protocol, named in (
-        ("sasl_ssl", " (KAFKA_SSL_CAFILE is /a/ca.pem, KAFKA_SSL_KEYFILE is /a/client.key)"),
-        ("plaintext", ""),
-    ):
-        configure(f"KAFKA_SECURITY_PROTOCOL={protocol}\n{settings}")
-        sentence = str(config.explain_message("Handshake failed: [SSL] nonsense (_ssl.c:1)"))
-        assert sentence == f"TLS failed: nonsense{named}. {CHECK_TLS}"
+def test_a_failure_of_tls_names_the_files_in_use(
+    configure: Configure, certificate: tuple[str, str, str]
+) -> None:
+    chain, key, root = certificate
+    files = f"KAFKA_SSL_CAFILE={root}\nKAFKA_SSL_CERTFILE={chain}\nKAFKA_SSL_KEYFILE={key}\n"
+    login = "KAFKA_SASL_MECHANISM=PLAIN\nKAFKA_SASL_PLAIN_USERNAME=a\nKAFKA_SASL_PLAIN_PASSWORD=b\n"
+    named = (
+        f" (KAFKA_SSL_CAFILE is {root}, KAFKA_SSL_CERTFILE is {chain}, KAFKA_SSL_KEYFILE is {key})"
+    )
+    entry = "Connection lost: KafkaConnectionError: Handshake failed: [SSL] nonsense (_ssl.c:1)"
+    for protocol, expected in (("sasl_ssl", named), ("plaintext", "")):
+        configure(f"KAFKA_SECURITY_PROTOCOL={protocol}\n{files}{login}")
+        assert reason_after(entry) == f"TLS failed: nonsense{expected}. {CHECK_TLS}"
 
 
 def test_the_reason_for_a_refusal_outlives_answers_that_are_lost(configure: Configure) -> None:
@@ -180,7 +190,8 @@ SCRAM = (
 SSL = "KAFKA_SECURITY_PROTOCOL=SSL\n"
 PROTOCOLS = "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
 UNKNOWN = "unknown setting {} in {{path}}; did you mean {}?"
-NO_ASSIGNMENT = "line {} of {{path}} is not NAME=VALUE. See .env.example."
+NOT_A_NAME = "{path}: expected NAME=VALUE in every line. See .env.example."
+NO_ASSIGNMENT = "{path}, near line 3: expected NAME=VALUE. See .env.example."
 MUST_BE = "KAFKA_{} must be {}. See .env.example."
 MISSING = "KAFKA_SASL_{} is missing; {} needs it. See .env.example."
 UNREADABLE = "cannot read {} (KAFKA_SSL_{}): {}"
@@ -196,8 +207,15 @@ ESCAPED = (
         ("BEARER=x", UNKNOWN.format("BEARER", "BEARER_TOKEN")),
         ("KAFKA_ACKS=1", UNKNOWN.format("KAFKA_ACKS", "KAFKA_…")),  # the scripts decide it
         ("kafka_client_id=x", UNKNOWN.format("kafka_client_id", "KAFKA_CLIENT_ID")),
-        ("BEARER_TOKEN=first\nsecondhalf", NO_ASSIGNMENT.format(2)),
-        ("\n# a comment\n\nwhat is this", NO_ASSIGNMENT.format(4)),
+        (
+            "BEARER_TOKEN=first\nsecondhalf",
+            NOT_A_NAME,
+        ),
+        ("secret2half=", NOT_A_NAME),
+        (
+            "\n# a comment\n\nwhat is this",
+            NO_ASSIGNMENT,
+        ),
         ("KAFKA_SECURITY_PROTOCOL=SASL-SSL", MUST_BE.format("SECURITY_PROTOCOL", PROTOCOLS)),
         ("KAFKA_BOOTSTRAP_SERVERS=a:b", MUST_BE.format("BOOTSTRAP_SERVERS", "in the form …,…")),
         ("KAFKA_COMPRESSION_TYPE=rar", MUST_BE.format("COMPRESSION_TYPE", "none, …, lz4 or zstd")),
@@ -214,7 +232,7 @@ ESCAPED = (
 )
 def test_a_bad_setting(configure: Configure, refusal: Refusal, text: str, sentence: str) -> None:
     path = configure(text)
-    status, message = refusal(config.client_options, KafkaConsumer)
+    status, message = refusal(configured)
     assert status == 2
     assert fits(sentence.format(path=path), message), message
 
@@ -222,13 +240,13 @@ def test_a_bad_setting(configure: Configure, refusal: Refusal, text: str, senten
 def test_an_env_file_that_cannot_be_read(configure: Configure, refusal: Refusal) -> None:
     path = configure(b"KAFKA_CLIENT_ID=a\r\n" + "BEARER_TOKEN=b\r\n".encode("utf-16-le"))
     sentence = f"cannot read {path}: part of it is UTF-16 text, which Windows PowerShell's >> "
-    assert refusal(config.settings) == (2, f"{sentence}writes. Save it as UTF-8.")
+    assert refusal(read_settings) == (2, f"{sentence}writes. Save it as UTF-8.")
     configure(b"BEARER_TOKEN=\xff\n")
     sentence = f"cannot read {path}: it is not UTF-8 text. Save it as UTF-8."
-    assert refusal(config.settings) == (2, sentence)
+    assert refusal(read_settings) == (2, sentence)
     path.unlink()
     path.mkdir()
-    assert refusal(config.settings) == (2, f"cannot read {path}: {os.strerror(EISDIR)}")
+    assert refusal(read_settings) == (2, f"cannot read {path}: {os.strerror(EISDIR)}")
 
 
 def test_an_env_file_of_windows(configure: Configure) -> None:
@@ -239,27 +257,28 @@ def test_an_env_file_of_windows(configure: Configure) -> None:
         ("utf-16-be", codecs.BOM_UTF16_BE),
     ):
         configure(mark + "KAFKA_CLIENT_ID=größe\r\n# größe\r\n".encode(encoding))
-        assert config.settings()["KAFKA_CLIENT_ID"] == "größe"
+        assert read_settings().kafka["client_id"] == "größe"
 
 
 def test_a_codec_whose_package_is_missing(
     configure: Configure, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure("KAFKA_COMPRESSION_TYPE=ZSTD\n")
-    assert config.client_options(KafkaProducer)["compression_type"] == "zstd"
+    assert configured().options(KafkaProducer)["compression_type"] == "zstd"
     monkeypatch.setattr(kafka.codec, "has_zstd", lambda: False)
     sentence = "cannot use KAFKA_COMPRESSION_TYPE=zstd: the package zstandard is not installed. …"
-    status, message = refusal(config.client_options, KafkaConsumer)
+    status, message = refusal(configured)
     assert status == 2
     assert fits(sentence, message)
 
 
 def test_a_setting_that_the_client_rejects(scripts: Scripts) -> None:
     """The words are the client's own."""
-    retries = {"KAFKA_ENABLE_IDEMPOTENCE": "true", "KAFKA_RETRIES": "0"}
+    in_flight = "max_in_flight_requests_per_connection"
     for env, words in (
         ({"KAFKA_CLIENT_DNS_LOOKUP": "foo"}, "client_dns_lookup must be one of …; got 'foo'"),
-        (retries, "enable_idempotence=True is incompatible with …retries=0…"),
+        ({"KAFKA_RETRIES": "0"}, "enable_idempotence=True is incompatible with …retries=0"),
+        ({f"KAFKA_{in_flight.upper()}": "6"}, f"enable_idempotence=True …{in_flight}=6"),
     ):
         done = scripts.run("producer", "-n", 1, env=env)
         assert (done.returncode, done.stdout) == (2, b"")
@@ -303,20 +322,21 @@ def test_settings_reach_only_the_clients_that_know_them(
         "# comment\n\nKAFKA_LINGER_MS=1 # the environment overrides it\n"
         "export KAFKA_COMPRESSION_TYPE=None\nKAFKA_SSL_CHECK_HOSTNAME=FALSE\n"
         "KAFKA_MAX_POLL_RECORDS='10'\nKAFKA_RETRIES=3\nKAFKA_SSL_CAFILE=\n"
-        'KAFKA_CLIENT_ID="a b#c"\nKAFKA_SECURITY_PROTOCOL=plaintext\n'
+        'KAFKA_CLIENT_ID="a ${HOME}#c"\nKAFKA_SECURITY_PROTOCOL=plaintext\n'
     )
     common = {
         "reconnect_backoff_max_ms": 1000,
         "bootstrap_servers": "localhost:9092",
-        "client_id": "a b#c",
+        "client_id": "a ${HOME}#c",
         "request_timeout_ms": 7000,
         "security_protocol": "PLAINTEXT",
         "ssl_check_hostname": False,
     }
     publishing = {"linger_ms": 5, "compression_type": None, "retries": 3, "acks": "all"}
-    assert config.client_options(KafkaAdminClient) == common
-    assert config.client_options(KafkaConsumer) == {**common, "max_poll_records": 10}
-    found = config.client_options(KafkaProducer, linger_ms=100, acks="all")
+    kafka = configured()
+    assert kafka.options(KafkaAdminClient) == common
+    assert kafka.options(KafkaConsumer) == {**common, "max_poll_records": 10}
+    found = kafka.options(KafkaProducer, linger_ms=100, acks="all")
     assert found == {**common, **publishing}
 
 
@@ -326,10 +346,9 @@ def test_every_line_of_env_example_is_a_setting(configure: Configure) -> None:
     names = re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE)
     known = {"BEARER_TOKEN", "STREAM_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_SASL_MECHANISM"}
     assert known <= set(names)
-    configure(example)
-    found = config.read_env_file()
-    configure("".join(f"{name}=\n" for name in names))
-    assert (found, config.read_env_file()) == ({}, dict.fromkeys(names, ""))
+    for text in (example, "".join(f"{name}=\n" for name in names)):
+        configure(text)
+        assert read_settings() == ("", "", {})
 
 
 def test_b_overrides_the_environment_and_the_environment_the_env_file(
@@ -363,12 +382,12 @@ def test_an_env_file_with_a_secret_that_everybody_can_read_is_reported(
     for mode, text, is_reported in (
         (0o644, "BEARER_TOKEN=hidden", True),
         (0o604, "KAFKA_SASL_PLAIN_PASSWORD=hidden", True),
+        (0o604, "KAFKA_PROXY_URL=http://user:hidden@proxy", True),
         (0o640, "BEARER_TOKEN=hidden", False),
         (0o644, "BEARER_TOKEN=\nKAFKA_SASL_PLAIN_USERNAME=user", False),
     ):
         path = configure(text)
         path.chmod(mode)
-        config.settings()
-        config.settings()
+        read_settings()
         advice = f"{path} contains secrets, but any user can read it. Run: chmod 600 {path}"
         assert capfd.readouterr().err == (f"script.py: {advice}\n" if is_reported else "")

@@ -1,17 +1,20 @@
 """The soak's day, at a hundredth of its size, and a few of its kills and failing connects."""
 
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+
 from conftest import REPOSITORY
 
 
 def soak(*options: str) -> str:
     """What soak.py prints; it must find nothing wrong."""
     command = [sys.executable, str(REPOSITORY / "tests" / "soak.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "demo")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

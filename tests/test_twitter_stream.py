@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from broker import Broker
-from delivery import MAX_IN_FLIGHT
-from x_api import TOKEN, Step, XApi
-
 import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+
+from broker import Broker
 from conftest import (
     GUARD,
     Read,
@@ -38,7 +37,8 @@ from conftest import (
     values,
     wait_until,
 )
-from kafka import KafkaAdminClient, KafkaProducer
+from streaming.publish import MAX_IN_FLIGHT
+from x_api import TOKEN, Step, XApi
 
 # As the length of a second of the rules: a minute is an hour, so that nothing is said twice, X is
 # never silent, and whatever does not reconnect at once is noticed
@@ -492,13 +492,29 @@ def test_a_setting_that_cannot_be_used(lone_scripts: Scripts) -> None:
     for name, value, message in (
         ("BEARER_TOKEN", "two words", "BEARER_TOKEN is missing or malformed; …"),
         ("STREAM_URL", "http://api.x.com/2", "STREAM_URL must start with https:// …"),
-        ("HTTPS_PROXY", f"http://ann:{PASSWORD}@", "HTTPS_PROXY is not a valid proxy URL; …"),
+        ("STREAM_URL", f"https://ann:{PASSWORD}@127.0.0.1/", "cannot use STREAM_URL …"),
     ):
-        variables = {"BEARER_TOKEN": TOKEN, "NO_PROXY": "", name: value}
+        variables = {"BEARER_TOKEN": TOKEN, name: value}
         done = lone_scripts.run("twitter-stream", env=variables)
         assert done.returncode == 2
         [said] = messages(done)
         assert fits(message, said)
+        assert PASSWORD not in said
+
+
+def test_a_proxy_or_a_ca_bundle_that_cannot_be_used(scripts: Scripts, topic: str) -> None:
+    """It is noticed at the first connect to X, which no other can improve."""
+    for name, value, message in (
+        ("HTTPS_PROXY", f"http://ann:{PASSWORD}@", "…: it must be http://HOST:PORT or …"),
+        ("ALL_PROXY", f"socks5h://ann:{PASSWORD}@127.0.0.1:1", "…Run: pip install PySocks"),
+        ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem", "cannot use …: /nowhere/ca.pem"),
+    ):
+        settings = {"BEARER_TOKEN": TOKEN, "STREAM_URL": "https://127.0.0.1:1/", "NO_PROXY": ""}
+        done = scripts.run("twitter-stream", "-t", topic, env=settings | {name: value})
+        assert done.returncode == 2
+        said, last = messages(done)
+        assert fits(message, said)
+        assert last == f"published 0 tweets to {topic} (0 reconnects, 0 skipped)"
         assert PASSWORD not in said
 
 

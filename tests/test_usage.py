@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cli
+import pytest
+
 import consumer
 from broker import Broker
-from x_api import XApi
-
-import pytest
 from conftest import SCRIPTS, Read, Result, Scripts, split_log, unread_pipe, values, wait_until
+from streaming.console import say
+from streaming.flags import brokers_type
+from x_api import XApi
 
 pytestmark = pytest.mark.versions
 
@@ -26,15 +27,12 @@ PAIR = "is not in the form NAME=VALUE"
 SECONDS = "is not a number of seconds, such as 1 or 0.5"
 BROKERS = "is not in the form HOST:PORT,HOST:PORT"
 Refusal = Callable[..., tuple[Any, str]]
-START = 'if __name__ == "__main__":\n    raise SystemExit(main())\n'
 
 
-def redefine(scripts: Scripts, script: str, *code: str) -> None:
-    """Make a script's copy run these lines in place of its own definitions of the same names."""
-    path = scripts.folder / f"{script}.py"
-    text = path.read_text()
-    assert text.endswith(START)
-    path.write_text("\n".join([text.removesuffix(START), *code, START]))
+def redefine(scripts: Scripts, part: str, *code: str) -> None:
+    """Make the copy of a part of the scripts have these definitions, too."""
+    with (scripts.folder / "streaming" / f"{part}.py").open("a") as file:
+        file.writelines(f"{line}\n" for line in code)
 
 
 # ------------------------------------------------------------------ flags
@@ -75,7 +73,7 @@ def test_usage_errors(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_brokers_that_b_takes() -> None:
     for text in ("host", "host:65535", "1.2.3.4:1", "[::1]:9092", "[fe80::1%eth0]", "SSL://a:1,b"):
-        assert cli.brokers_type(text) == text
+        assert brokers_type(text) == text
 
 
 def test_a_long_message_is_cut_in_its_middle(refusal: Refusal) -> None:
@@ -115,6 +113,15 @@ def test_nobody_reads_standard_error(
         os.close(writer)
         assert running.end().returncode == 0, kafka.server.log
     assert len(read(topic)) == 1
+
+
+def test_no_message_goes_to_what_has_taken_the_place_of_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where it was closed at the start, a connection may get its number."""
+    monkeypatch.setattr(sys, "stderr", None)
+    say("a message")
+    assert capfd.readouterr().err == ""
 
 
 def test_v_shows_the_log_of_the_client_masked(scripts: Scripts, topic: str) -> None:
@@ -159,15 +166,16 @@ def test_a_bug_shows_a_traceback_after_all_is_delivered(
     text = "'NoneType' object is not subscriptable: ECONNREFUSED"
     redefine(
         scripts,
-        "producer",
-        "def sample_events(interval, stop):",
-        "    yield [sample_event(number) for number in (1, 2, 3)]",
-        f"    raise TypeError({text!r})",
+        "sources",
+        "class SampleSource(SampleSource):",
+        "    def batches(self):",
+        "        yield Batch(None, [sample_value(number) for number in (1, 2, 3)])",
+        f"        raise TypeError({text!r})",
     )
     done = scripts.run("producer", "-t", topic)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(f"producer.py: published 3 events to {topic}\nTrace".encode())
-    check_traceback(done.stderr, "sample_events", f"TypeError: {text}")
+    check_traceback(done.stderr, "batches", f"TypeError: {text}")
     assert len(read(topic)) == 3
 
 
@@ -175,10 +183,10 @@ def test_a_bug_while_connecting_gets_no_advice(lone_scripts: Scripts) -> None:
     """The client is created in a thread of its own."""
     redefine(
         lone_scripts,
-        "consumer",
+        "kafka_internals",
         "class Consumer(Consumer):",
         "    def __init__(self, **options):",
-        "        options['group_id']['sasl']",
+        "        options.get('sasl')['sasl']",
     )
     done = lone_scripts.run("consumer")
     assert (done.returncode, done.stdout) == (1, b"")
@@ -195,14 +203,15 @@ def test_a_traceback_shows_no_secret(lone_scripts: Scripts) -> None:
     }
     redefine(
         lone_scripts,
-        "twitter-stream",
-        "def stream_url(params):",
-        "    found = settings()",
-        f"    raise RuntimeError(' '.join(found[name] for name in {list(secrets)}))",
+        "kafka_client",
+        "class Kafka:",
+        "    def __init__(self, *_):",
+        "        import os",
+        f"        raise RuntimeError(' '.join(os.environ[name] for name in {list(secrets)}))",
     )
     done = lone_scripts.run("twitter-stream", env=secrets)
     assert (done.returncode, done.stdout) == (1, b"")
-    check_traceback(done.stderr, "stream_url", "RuntimeError: *** *** ***")
+    check_traceback(done.stderr, "__init__", "RuntimeError: *** *** ***")
     assert b"secret-" not in done.stderr
 
 
@@ -230,7 +239,7 @@ def test_a_signal_during_the_slow_imports_ends_silently(
 def test_a_signal_while_a_read_blocks(scripts: Scripts, topic: str, read: Read) -> None:
     """As on Windows, where nothing can wait for a pipe; half a line has already been read."""
     windows = "os = types.SimpleNamespace(**{**vars(os), 'name': 'nt'})"
-    redefine(scripts, "producer", "import types", windows)
+    redefine(scripts, "sources", "import types", windows)
     running = scripts.start("producer", "-t", topic, stdin=subprocess.PIPE)
     running.send(b"one\ntwo\nthree\nfou")
     wait_until(running.takes_signals)

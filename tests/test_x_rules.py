@@ -1,4 +1,4 @@
-"""The parts of twitter-stream.py, in process: every row of X's rules, with the tests' own clock.
+"""The rooms about X, in process: every row of X's rules, with the tests' own clock.
 
 test_twitter_stream.py runs them together, as a process, with a Kafka.
 """
@@ -14,28 +14,67 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from http.client import responses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import cli
-import delivery
-import x_api
-from cli import Stop, Throttle
-from delivery import Job, LineSplitter, OversizedLine, Stopped
-from http_stream import StreamOpener, check_network_settings
-
 import pytest
 import requests
 import urllib3
+from urllib3.exceptions import (
+    MaxRetryError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    SSLError,
+)
+
+import x_api
 from conftest import GUARD, deaf_port, server_with
-from urllib3.exceptions import MaxRetryError, ProxyError
+from streaming import console, progress, recent, x_http, x_messages
+from streaming.sources import LineSplitter, Stopped
+from streaming.stop import Stop
+from streaming.x_gaps import (
+    MAX_BACKFILL_REFUSALS,
+    Backfill,
+    Duplicates,
+    Gaps,
+    period_text,
+)
+from streaming.x_http import Connection, XStream, broken_stream, failed_connect
+from streaming.x_messages import (
+    FREE_CONNECTIONS,
+    Meaning,
+    classify,
+    own_words,
+    refusal,
+    seconds_until_reset,
+)
+from streaming.x_pacing import (
+    CONNECT_WINDOW,
+    DISCONNECT,
+    HTTP,
+    MAX_REFUSALS,
+    NETWORK,
+    NO_BACKFILL,
+    RATE_LIMIT,
+    SILENCE,
+    UNREACHABLE,
+    X_WINDOW,
+    Backoff,
+    Disconnected,
+    Refused,
+    Rule,
+    Unusable,
+    jittered_wait,
+)
+from streaming.x_source import Counts, TweetSource
 
 pytestmark = pytest.mark.versions
 
-x: Any = importlib.import_module("twitter-stream")
-Kind = x.Kind
-PACED = [x.NETWORK, x.UNREACHABLE, x.HTTP, x.RATE_LIMIT]
+script: Any = importlib.import_module("twitter-stream")
+PACED = [NETWORK, UNREACHABLE, HTTP, DISCONNECT, RATE_LIMIT]
 
 
 class Clock:
@@ -54,7 +93,7 @@ def as_json(message: object) -> bytes:
 
 # ------------------------------------------------------------------ what a line is
 
-DISCONNECT = {
+GOODBYE = {
     "title": "operational-disconnect",
     "detail": "bye",
     "type": "https://api.x.com/2/problems/operational-disconnect",
@@ -66,18 +105,18 @@ PARTIAL_ERROR = {"title": "Not Found Error", "detail": "a user is gone"}
 
 def test_a_keep_alive() -> None:
     for line in (b"\r", b"", b" \r", b"\t", b"\r\r", b" "):
-        assert x.classify(line) == (Kind.KEEP_ALIVE, "")
+        assert classify(line) == (Meaning.KEEP_ALIVE, "")
 
 
 BESIDE: list[dict[str, object]] = [
     {},
     {"includes": {"users": [{"id": "7", "name": "operational-disconnect"}]}},
-    {"errors": [PARTIAL_ERROR, DISCONNECT]},
+    {"errors": [PARTIAL_ERROR, GOODBYE]},
     {"errors": "none"},
     {"matching_rules": [], **ISSUE},
 ]
 TEXTS = ["🍜", "operational-disconnect, connection_issue", r"\" \\ \n \ud800", '{"id":1}']
-NOT_STRICT = [b"Caf\xe9", b"\xed\xa0\xbd\xed\xb8\x80", b"raw\ttab\x00", b"a\rb", rb"\x41 \u12"]
+NOT_STRICT = [b"Caf\xe9", b"\xed\xa0\xbd\xed\xb8\x80", b"raw\ttab\x00", b"a\rb"]
 
 
 def test_what_has_an_id_is_a_tweet_whatever_else_it_has() -> None:
@@ -87,16 +126,16 @@ def test_what_has_an_id_is_a_tweet_whatever_else_it_has() -> None:
     lines += [b'{"data":{"id":"12","text":"%b"}}' % text for text in NOT_STRICT]
     for line in lines:
         for each in (line, line + b"\r", b"\xef\xbb\xbf" + line):
-            assert x.classify(each) == (Kind.TWEET, "12")
+            assert classify(each) == (Meaning.TWEET, "12")
 
 
-FREE = f" ({x.FREE_CONNECTIONS})"
-TOO_MANY = Kind.TOO_MANY_CONNECTIONS
+FREE = f" ({FREE_CONNECTIONS})"
+TOO_MANY = Meaning.TOO_MANY_CONNECTIONS
 DISCONNECTS: list[tuple[Any, object, str]] = [
-    (Kind.DISCONNECT, DISCONNECT, "operational-disconnect: bye"),
-    (Kind.DISCONNECT, {"errors": ["odd", DISCONNECT]}, "operational-disconnect: bye"),
-    (Kind.DISCONNECT, {"title": "operational-disconnect"}, "operational-disconnect"),
-    (Kind.DISCONNECT, {"type": f"{DISCONNECT['type']}/", "title": "News"}, "News"),
+    (Meaning.DISCONNECT, GOODBYE, "operational-disconnect: bye"),
+    (Meaning.DISCONNECT, {"errors": ["odd", GOODBYE]}, "operational-disconnect: bye"),
+    (Meaning.DISCONNECT, {"title": "operational-disconnect"}, "operational-disconnect"),
+    (Meaning.DISCONNECT, {"type": f"{GOODBYE['type']}/", "title": "News"}, "News"),
     (TOO_MANY, {"errors": [TOO_MANY_CONNECTIONS]}, f"ConnectionException: too many{FREE}"),
     (TOO_MANY, {**ISSUE, "detail": "bye"}, f"bye{FREE}"),
     (TOO_MANY, {"title": "ConnectionException"}, f"ConnectionException{FREE}"),
@@ -107,7 +146,7 @@ DISCONNECTS: list[tuple[Any, object, str]] = [
 def test_x_disconnects() -> None:
     for kind, message, text in DISCONNECTS:
         for end in (b"", b"\r"):
-            assert x.classify(as_json(message) + end) == (kind, text)
+            assert classify(as_json(message) + end) == (kind, text)
 
 
 def test_a_line_that_is_not_json() -> None:
@@ -116,12 +155,13 @@ def test_a_line_that_is_not_json() -> None:
         b'"operational-disconnect"': '"operational-disconnect"',
         b"not\x1b json\x07": "not json",
         b"\xff\xfe": "\ufffd\ufffd",
+        rb'{"data":{"id":"1","text":"\x41"}}': r'{"data":{"id":"1","text":"\x41"}}',
         b'{"data":{"id":"1"}}{"data":{"id":"2"}}': '{"data":{"id":"1"}}{"data":{"id":"2"}}',
         b"<html><h1>Over\tcapacity</h1></html>": "Over capacity",
-        b"[" * 100_000: "[" * x.PAGE_BYTES,
+        b"[" * 100_000: "[" * x_messages.PAGE_BYTES,
     }
     for line, text in shown.items():
-        assert x.classify(line) == (Kind.OTHER, f"a line that is not a JSON object: {text}")
+        assert classify(line) == (Meaning.NOT_JSON, f"a line that is not a JSON object: {text}")
 
 
 def test_a_message_without_an_id() -> None:
@@ -132,15 +172,21 @@ def test_a_message_without_an_id() -> None:
     for data in ("{}", '{"id":7}', '{"id":""}', '[{"id":"7"}]', "null", '{"text":"a"}'):
         shown[f'{{"data":{data}}}'] = f'{{"data":{data}}}'
     for line, text in shown.items():
-        assert x.classify(line.encode()) == (Kind.OTHER, f"a message without a tweet ID: {text}")
+        assert classify(line.encode()) == (
+            Meaning.NO_TWEET,
+            f"a message without a tweet ID: {text}",
+        )
 
 
 def test_a_line_over_1_mib_is_not_held() -> None:
     frame = b'{"data":{"id":"1","text":""}}'
-    for size, message in {0: (Kind.TWEET, "1"), 1: (Kind.OTHER, "a line over 1 MiB")}.items():
+    for size, message in {
+        0: (Meaning.TWEET, "1"),
+        1: (Meaning.TOO_LONG, "a line over 1 MiB"),
+    }.items():
         line = frame.replace(b'""', b'"%b"' % (b"x" * ((1 << 20) + size - len(frame))))
-        [found, end] = LineSplitter(x.MAX_LINE_BYTES).feed(line + b"\n\r\n")
-        assert (x.classify(found), end) == (message, b"\r")
+        [found, end] = LineSplitter(x_http.MAX_LINE_BYTES).feed(line + b"\n\r\n")
+        assert (classify(found), end) == (message, b"\r")
 
 
 def test_the_words_of_x() -> None:
@@ -153,32 +199,28 @@ def test_the_words_of_x() -> None:
         b"<style>p { color: red }</style><p>Over<SCRIPT>if (1 < 2) {}</SCRIPT> it": "Over it",
         b"": "",
     }
-    assert {body: x.error_text(body) for body in words} == words
+    assert {body: own_words(body) for body in words} == words
 
 
 # ------------------------------------------------------------------ how long to wait
 
 
-def backoff_with(clock: Clock, second: float = 1.0) -> Any:
-    return x.Backoff(second, clock)
-
-
-def pauses(rule: Any, count: int, second: float = 1.0) -> Iterator[float]:
+def pauses(rule: Rule, count: int, second: float = 1.0) -> Iterator[float]:
     """The waits after `count` failures in a row, far enough apart that none is metered."""
     clock = Clock()
-    backoff = backoff_with(clock, second)
+    backoff = Backoff(second, clock)
     for _ in range(count):
-        clock.now += x.CONNECT_WINDOW
+        clock.now += CONNECT_WINDOW
         yield backoff.next_wait(rule)
 
 
-WAITS: dict[Any, tuple[list[float], float]] = {
-    x.AT_ONCE: ([0, 0, 0], 0),
-    x.NO_BACKFILL: ([0, 0, 0], 0),
-    x.UNREACHABLE: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
-    x.NETWORK: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
-    x.HTTP: ([5, 10, 20, 40, 80, 160], 320),
-    x.RATE_LIMIT: ([60, 120, 240, 480], 900),
+WAITS: dict[Rule, tuple[list[float], float]] = {
+    NO_BACKFILL: ([0, 0, 0], 0),
+    UNREACHABLE: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
+    NETWORK: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
+    HTTP: ([5, 10, 20, 40, 80, 160], 320),
+    DISCONNECT: ([5, 10, 20, 40, 80, 160], 320),
+    RATE_LIMIT: ([60, 120, 240, 480], 900),
 }
 
 
@@ -192,20 +234,20 @@ def test_the_waits_grow_as_x_asks() -> None:
 def test_the_waits_are_bounded_and_spread() -> None:
     for rule in PACED:
         [first, *_], longest = WAITS[rule]
-        waits = [x.jittered_wait(rule, 1) for _ in range(100)]
+        waits = [jittered_wait(rule, 1) for _ in range(100)]
         assert first <= min(waits) < 1.1 * first < max(waits) <= 1.2 * first
         late = list(pauses(rule, 2000))[-100:]
         assert longest / 1.2 <= min(late) < 1.1 * longest / 1.2 < max(late) <= longest
 
 
-def test_faults_of_another_kind_do_not_add_up_and_a_tweet_starts_all_again() -> None:
+def test_failures_by_another_rule_do_not_add_up_and_a_tweet_starts_all_again() -> None:
     """A keep-alive does not."""
-    tweet_filter, backoff = sieve_with()
-    rules = (x.HTTP, x.UNREACHABLE, x.HTTP, x.UNREACHABLE, x.RATE_LIMIT)
+    backoff = Backoff(1.0, Clock())
+    rules = (HTTP, UNREACHABLE, HTTP, UNREACHABLE, RATE_LIMIT)
     found = [backoff.next_wait(rule) for rule in rules]
-    assert sift(tweet_filter, b"\r") == []
-    found.append(backoff.next_wait(x.HTTP))
-    assert len(sift(tweet_filter, x_api.tweet(1))) == 1
+    backoff.keep_alive_received()
+    found.append(backoff.next_wait(HTTP))
+    backoff.tweet_received()
     found += [backoff.next_wait(rule) for rule in rules[1:]]
     expected = [5, 0.25, 10, 0.5, 60, 20, 0.25, 5, 0.5, 60]
     for each, wait in zip(found, expected, strict=True):
@@ -213,47 +255,51 @@ def test_faults_of_another_kind_do_not_add_up_and_a_tweet_starts_all_again() -> 
 
 
 def test_only_a_connection_that_brought_something_is_resumed_at_once() -> None:
-    backoff = backoff_with(Clock())
-    assert 0.25 <= backoff.next_wait(x.NETWORK) <= 0.3
-    backoff.is_working = True
-    assert backoff.next_wait(x.NETWORK) == 0
-    assert 0.5 <= backoff.next_wait(x.NETWORK) <= 0.6, "the next one has not brought anything yet"
-    backoff.is_working = True
-    assert 5 <= backoff.next_wait(x.HTTP) <= 6, "X has asked for a wait"
-    assert not backoff.is_working
+    for rule in (NETWORK, DISCONNECT):
+        first = WAITS[rule][0][0]
+        backoff = Backoff(1.0, Clock())
+        assert first <= backoff.next_wait(rule) <= 1.2 * first
+        backoff.keep_alive_received()
+        assert backoff.next_wait(rule) == 0
+        second = backoff.next_wait(rule)
+        assert 2 * first <= second <= 2.4 * first, "the next one has not brought anything yet"
+        for note in (backoff.keep_alive_received, backoff.tweet_received):
+            note()
+            assert backoff.next_wait(HTTP) >= 5, "X has asked for a wait"
+        assert backoff.next_wait(rule) > 0, "by then it has ended"
 
 
 def test_no_wait_is_shorter_than_x_asks_nor_longer_than_its_window() -> None:
     clock = Clock()
-    backoff = backoff_with(clock, 0.5)
-    assert backoff.next_wait(x.AT_ONCE, 200) == 200
-    assert backoff.next_wait(x.AT_ONCE, -4000) == 0
+    backoff = Backoff(0.5, clock)
+    assert backoff.next_wait(NO_BACKFILL, 200) == 200
+    assert backoff.next_wait(NO_BACKFILL, -4000) == 0
     for _ in range(100):
         clock.now += 500
-        assert backoff.next_wait(x.RATE_LIMIT, 451) == 450
-    pause = backoff_with(clock).next_wait(x.RATE_LIMIT, 30)
+        assert backoff.next_wait(RATE_LIMIT, 451) == 450
+    pause = Backoff(1.0, clock).next_wait(RATE_LIMIT, 30)
     assert 60 <= pause <= 72, "X's own wait is longer"
 
 
 def test_ten_connections_that_end_at_once_fill_three_minutes() -> None:
-    backoff = backoff_with(Clock(), 0.5)
-    assert [backoff.next_wait(x.AT_ONCE) for _ in range(10)] == [0] * 9 + [90]
+    backoff = Backoff(0.5, Clock())
+    assert [backoff.next_wait(NO_BACKFILL) for _ in range(10)] == [0] * 9 + [90]
 
 
-def connects(rules: list[Any], seed: int, count: int) -> list[float]:
+def connects(rules: list[Rule], seed: int, count: int) -> list[float]:
     """The times at which X sees a connect, when connections end by these rules at random."""
     chance = random.Random(seed)
     clock = Clock()
-    backoff = backoff_with(clock)
+    backoff = Backoff(1.0, clock)
     seen = []
     for _ in range(count):
         rule = chance.choice(rules)
-        if rule is not x.UNREACHABLE:
+        if rule is not UNREACHABLE:
             seen.append(clock.now)
             clock.now += chance.choice([0, 0, 0, 0.01, 1, 30])  # how long the connection lasts
-            backoff.is_working = chance.random() < 0.5
-        if backoff.is_working and chance.random() < 0.5:
-            backoff.tweet_received()
+            brought = chance.choice([None, backoff.keep_alive_received, backoff.tweet_received])
+            if brought:
+                brought()
         clock.now += backoff.next_wait(rule, chance.choice([-1, -1, -1, 3]))
     return seen
 
@@ -261,13 +307,13 @@ def connects(rules: list[Any], seed: int, count: int) -> list[float]:
 @pytest.mark.parametrize(
     "rules",
     [
-        [x.AT_ONCE],
-        [x.AT_ONCE, x.UNREACHABLE],
-        [x.NETWORK, x.NO_BACKFILL, x.UNREACHABLE],
-        [*[x.AT_ONCE] * 20, *PACED],
+        [NO_BACKFILL],
+        [NO_BACKFILL, UNREACHABLE],
+        [NETWORK, NO_BACKFILL, UNREACHABLE],
+        [*[NO_BACKFILL] * 20, *PACED],
     ],
 )
-def test_no_more_than_50_connects_in_15_minutes(rules: list[Any]) -> None:
+def test_no_more_than_50_connects_in_15_minutes(rules: list[Rule]) -> None:
     """They are spread out: no more than 10 in 3 minutes."""
     for seed in range(10):
         times = connects(rules, seed, 2000)
@@ -277,18 +323,18 @@ def test_no_more_than_50_connects_in_15_minutes(rules: list[Any]) -> None:
             assert seconds - 1e-6 <= shortest < 1.2 * seconds, seed
 
 
-def refused(status: int, is_certain: bool = False) -> Any:
-    return x.Refused("no", status, is_certain)
+def refused(status: int, is_certain: bool = False) -> Refused:
+    return Refused("no", status, is_certain)
 
 
 def test_before_the_first_tweet_a_refusal_is_final_and_afterwards_ten_in_a_row() -> None:
-    backoff = backoff_with(Clock())
+    backoff = Backoff(1.0, Clock())
     assert backoff.note_refusal(refused(403))
     backoff.tweet_received()
     for _ in range(3):
         for status in (400, 401, 403, 404, 400, 400, 403, 401, 401):
             assert not backoff.note_refusal(refused(status))
-            backoff.next_wait(x.HTTP)
+            backoff.next_wait(HTTP)
         backoff.tweet_received()
     found = [backoff.note_refusal(refused(404)) for _ in range(10)]
     assert found == [False] * 9 + [True]
@@ -297,15 +343,17 @@ def test_before_the_first_tweet_a_refusal_is_final_and_afterwards_ten_in_a_row()
 
 
 def test_ten_refusals_in_a_row_take_longer_than_x_window() -> None:
-    waits = list(pauses(x.HTTP, x.MAX_REFUSALS - 1))
-    assert x.X_WINDOW < sum(waits) < 30 * 60
+    waits = list(pauses(HTTP, MAX_REFUSALS - 1))
+    assert X_WINDOW < sum(waits) < 30 * 60
+
+
+def test_a_backoff_without_a_clock_goes_by_the_system_s() -> None:
+    backoff = Backoff()
+    assert [backoff.next_wait(NO_BACKFILL) for _ in range(9)] == [0] * 9
+    assert 0 < backoff.next_wait(NO_BACKFILL) <= 180
 
 
 # ------------------------------------------------------------------ what a gap has missed
-
-
-def gap_with(clock: Clock, second: float = 1.0) -> Any:
-    return x.Gap(True, second, clock)
 
 
 def clock_at(text: str) -> Clock:
@@ -315,22 +363,22 @@ def clock_at(text: str) -> Clock:
 
 def gap_after(
     seconds: float, time_of_day: str = "14:02:00", backfill: bool = True
-) -> tuple[Any, Clock]:
+) -> tuple[Gaps, Clock]:
     """A gap and its clock, after a connection begun at that time with tweets for that long."""
     clock = clock_at(time_of_day)
-    gap = x.Gap(backfill, 1.0, clock)
-    assert gap.begin_connection() is None
-    hear(gap, clock, seconds)
-    return gap, clock
+    gaps = Gaps(backfill, 1.0, clock)
+    assert gaps.begin_connection() is None
+    hear(gaps, clock, seconds)
+    return gaps, clock
 
 
-def hear(gap: Any, clock: Clock, seconds: float) -> None:
+def hear(gaps: Gaps, clock: Clock, seconds: float) -> None:
     """A tweet comes now, and then every second for `seconds` seconds."""
-    gap.tweet_received()
+    gaps.tweet_received()
     end = clock.now + seconds
     while clock.now < end:
         clock.now += min(1, end - clock.now)
-        gap.tweet_received()
+        gaps.tweet_received()
 
 
 def test_the_minutes_missed_are_asked_for() -> None:
@@ -339,121 +387,118 @@ def test_the_minutes_missed_are_asked_for() -> None:
         found = {}
         for seconds in expected:
             clock = Clock()
-            gap = gap_with(clock, second)
-            assert gap.begin_connection() is None
-            hear(gap, clock, 0)
+            gaps = Gaps(True, second, clock)
+            assert gaps.begin_connection() is None
+            hear(gaps, clock, 0)
             clock.now += (seconds - 0.5) * second if seconds else 0
-            found[seconds] = gap.begin_connection()
+            found[seconds] = gaps.begin_connection()
         assert found == expected
 
 
 def test_what_a_short_connection_did_not_bring_is_asked_for_again() -> None:
-    gap, clock = gap_after(100)
+    gaps, clock = gap_after(100)
     clock.now += 70
-    assert gap.begin_connection() == 2
-    hear(gap, clock, x.SILENCE - 1)
-    assert gap.begin_connection() == 2, "91 s are missing: it has not brought them all yet"
-    hear(gap, clock, x.SILENCE - 1)
+    assert gaps.begin_connection() == 2
+    hear(gaps, clock, SILENCE - 1)
+    assert gaps.begin_connection() == 2, "91 s are missing: it has not brought them all yet"
+    hear(gaps, clock, SILENCE - 1)
     clock.now += 10
-    assert gap.begin_connection() == 3, "122 s are missing"
-    hear(gap, clock, x.SILENCE)
+    assert gaps.begin_connection() == 3, "122 s are missing"
+    hear(gaps, clock, SILENCE)
     clock.now += 50
-    assert gap.begin_connection() == 1, "by then it has caught up"
+    assert gaps.begin_connection() == 1, "by then it has caught up"
 
 
 def test_catching_up_begins_with_the_connect_however_late_something_comes() -> None:
-    gap, clock = gap_after(100)
+    gaps, clock = gap_after(100)
     clock.now += 65
-    assert gap.begin_connection() == 2
+    assert gaps.begin_connection() == 2
     clock.now += 15
-    hear(gap, clock, x.SILENCE - 15)
-    assert gap.begin_connection() == 1
+    hear(gaps, clock, SILENCE - 15)
+    assert gaps.begin_connection() == 1
 
 
 def test_what_x_dropped_while_kafka_held_us_up_is_asked_for() -> None:
     for has_backfilled in (False, True):
-        gap, clock = gap_after(100)
+        gaps, clock = gap_after(100)
         if has_backfilled:
-            assert gap.begin_connection() == 1
-            hear(gap, clock, 100)
+            assert gaps.begin_connection() == 1
+            hear(gaps, clock, 100)
         clock.now += 65  # Kafka takes nothing; what comes then was on its way all that time
-        hear(gap, clock, 5)
-        assert gap.begin_connection() == 2
-        hear(gap, clock, x.SILENCE)
+        hear(gaps, clock, 5)
+        assert gaps.begin_connection() == 2
+        hear(gaps, clock, SILENCE)
         clock.now += 65
-        hear(gap, clock, x.SILENCE)
-        assert gap.begin_connection() == 1, "it catches up on the same connection, too"
+        hear(gaps, clock, SILENCE)
+        assert gaps.begin_connection() == 1, "it catches up on the same connection, too"
 
 
 def test_a_silence_within_x_own_is_no_hold_up() -> None:
-    gap, clock = gap_after(0)
+    gaps, clock = gap_after(0)
     for _ in range(10):
-        clock.now += x.SILENCE
-        hear(gap, clock, 0)
-    assert gap.begin_connection() == 1
+        clock.now += SILENCE
+        hear(gaps, clock, 0)
+    assert gaps.begin_connection() == 1
 
 
 def test_ids_are_remembered_but_not_for_ever() -> None:
-    gap = gap_with(Clock())
-    assert not gap.seen_before("the first")
-    assert gap.seen_before("the first")
-    for number in range(x.MAX_SEEN_IDS - 1):
-        assert not gap.seen_before(str(number))
-    assert gap.seen_before("the first")
-    assert not gap.seen_before("one more")
-    assert not gap.seen_before("the first"), "it has been pushed out"
-    assert gap.seen_before(str(x.MAX_SEEN_IDS - 2))
+    duplicates = Duplicates(4)
+    assert [duplicates.seen_before(tweet_id) for tweet_id in "AA123A"] == [0, 1, 0, 0, 0, 1]
+    assert not duplicates.seen_before("4")
+    assert [duplicates.seen_before(tweet_id) for tweet_id in "432A"] == [1, 1, 1, 0], "the oldest"
+
+
+def test_without_backfill_no_id_is_remembered() -> None:
+    for has_backfill in (False, True):
+        gaps = Gaps(has_backfill, 1.0, Clock())
+        assert [gaps.seen_before("A"), gaps.seen_before("A")] == [False, has_backfill]
 
 
 def test_a_connect_that_fails_without_backfill_too_says_nothing_of_backfill() -> None:
-    gap, clock = gap_after(60)
-    for _ in range(2 * x.MAX_BACKFILL_REFUSALS):
-        assert gap.begin_connection() == 1
-        gap.backfill_refused()
-        assert gap.begin_connection() is None
-    assert gap.begin_connection() == 1
+    gaps, clock = gap_after(60)
+    for _ in range(2 * MAX_BACKFILL_REFUSALS):
+        assert gaps.begin_connection() == 1
+        gaps.backfill_refused()
+        assert gaps.begin_connection() is None
+    assert gaps.begin_connection() == 1
     clock.now += 30
-    assert gap.tweet_received().endswith(" (30 s); asked X for the last minute")
+    assert (gaps.tweet_received() or "").endswith(" (30 s); asked X for the last minute")
 
 
 def test_a_keep_alive_counts_only_after_a_tweet() -> None:
     clock = clock_at("14:02:00")
-    gap = gap_with(clock)
-    gap.begin_connection()
-    gap.keep_alive_received()
-    assert gap.begin_connection() is None, "nothing has come yet"
-    hear(gap, clock, 10)
+    gaps = Gaps(True, 1.0, clock)
+    gaps.begin_connection()
+    gaps.keep_alive_received()
+    assert gaps.begin_connection() is None, "nothing has come yet"
+    hear(gaps, clock, 10)
     for _ in range(3):
         clock.now += 20
-        gap.keep_alive_received()
+        gaps.keep_alive_received()
     for minutes in (1, 1, 2, 2, 2, 3, 3, 3, 4, 4):
         clock.now += 20
-        assert gap.begin_connection() == minutes
-        gap.keep_alive_received()  # and no tweet
+        assert gaps.begin_connection() == minutes
+        gaps.keep_alive_received()  # and no tweet
     expected = "no tweets from 14:03:10 to 14:06:30 (3 min 20 s); asked X for the last 4 minutes"
-    assert gap.tweet_received() == expected
+    assert gaps.tweet_received() == expected
 
 
 def test_after_three_refusals_in_a_row_of_nothing_but_backfill_it_is_given_up() -> None:
-    gap, clock = gap_after(60)
+    gaps, clock = gap_after(60)
 
     def refuse() -> int | None:
         """Have X refuse backfill; return the minutes that were asked for."""
-        minutes: int | None = gap.begin_connection()
-        gap.backfill_refused()
-        assert gap.begin_connection() is None
-        hear(gap, clock, 1)
+        minutes = gaps.begin_connection()
+        gaps.backfill_refused()
+        assert gaps.begin_connection() is None
+        hear(gaps, clock, 1)
         return minutes
 
-    assert not gap.seen_before("7")
     assert [refuse(), refuse()] == [1, 1]
-    assert gap.seen_before("7")
-    assert gap.begin_connection() == 1
-    hear(gap, clock, 1)  # it was accepted, so the count begins again
+    assert gaps.begin_connection() == 1
+    hear(gaps, clock, 1)  # it was accepted, so the count begins again
     assert [refuse(), refuse(), refuse()] == [1, 1, 1]
-    assert gap.begin_connection() is None
-    assert not gap.seen_before("8")
-    assert not gap.seen_before("8"), "what cannot come twice is not remembered"
+    assert gaps.begin_connection() is None
 
 
 ASKED_FOR_5 = "asked X for the last 5 minutes"
@@ -474,156 +519,108 @@ OVER_MIDNIGHT = "2026-11-25 23:59:50 to 2026-11-26 00:00:50"
 def test_a_gap_is_reported_once(
     began: str, backfill: bool, seconds: int, report: str | None
 ) -> None:
-    gap, clock = gap_after(10, began, backfill)
+    gaps, clock = gap_after(10, began, backfill)
     for _ in range(seconds):
         clock.now += 1
-        gap.begin_connection()  # each in vain
+        gaps.begin_connection()  # each in vain
     expected = report and f"no tweets from {report}"
-    assert [gap.tweet_received(), gap.tweet_received()] == [expected, None]
-    gap.begin_connection()
-    assert gap.tweet_received() is None, "it is over"
-    assert gap.unfinished() is None
+    assert [gaps.tweet_received(), gaps.tweet_received()] == [expected, None]
+    gaps.begin_connection()
+    assert gaps.tweet_received() is None, "it is over"
+    assert gaps.unfinished() is None
 
 
 def test_a_gap_that_x_refuses_to_fill_is_reported_so() -> None:
-    gap, clock = gap_after(60)
-    for _ in range(x.MAX_BACKFILL_REFUSALS + 1):
+    gaps, clock = gap_after(60)
+    for _ in range(MAX_BACKFILL_REFUSALS + 1):
         clock.now += 30
-        if gap.begin_connection():
-            gap.backfill_refused()
-            gap.begin_connection()
-        assert gap.tweet_received().endswith(" (30 s); X refuses to resend them")
+        if gaps.begin_connection():
+            gaps.backfill_refused()
+            gaps.begin_connection()
+        assert (gaps.tweet_received() or "").endswith(" (30 s); X refuses to resend them")
 
 
 def test_a_gap_that_the_run_does_not_outlive_is_reported_at_its_end() -> None:
-    assert gap_with(Clock()).unfinished() is None, "nothing has come yet"
-    gap, clock = gap_after(10, backfill=False)
+    assert Gaps(True, 1.0, Clock()).unfinished() is None, "nothing has come yet"
+    gaps, clock = gap_after(10, backfill=False)
     clock.now += 23
-    assert gap.unfinished() is None, "on a connection with tweets it is Kafka that holds it up"
-    gap.connection_ended()
+    assert gaps.unfinished() is None, "on a connection with tweets it is Kafka that holds it up"
+    gaps.end_connection()
     expected = "no tweets from 14:02:10 to 14:02:33 (23 s); the run ended before the stream resumed"
-    assert gap.unfinished() == expected
+    assert gaps.unfinished() == expected
 
 
 def test_what_comes_late_because_of_kafka_is_no_sign_of_life() -> None:
     """By now X has ended the connection; a little of what it sent before still arrives."""
-    gap, clock = gap_after(10)
+    gaps, clock = gap_after(10)
     clock.now += 1800
-    hear(gap, clock, 5)
+    hear(gaps, clock, 5)
     clock.now += 1
-    assert gap.begin_connection() == 5
+    assert gaps.begin_connection() == 5
     expected = f"no tweets from 14:02:10 to 14:32:16 (30 min 6 s); {ASKED_FOR_5}"
-    assert gap.tweet_received() == expected
+    assert gaps.tweet_received() == expected
+    gaps.begin_connection()
+    assert gaps.tweet_received() is None, "once is enough"
 
 
 # ------------------------------------------------------------------ what the topic remembers
 
 
 def test_a_run_that_ended_while_it_caught_up_leaves_the_gap_open() -> None:
+    """The times of its tweets, and until when nothing is missing."""
     expected = {
-        (100,): 100,
-        (100, 110, 120): 120,
-        (0, 100, 110): 0,  # 10 s after a gap it was still catching up
-        (0, 100, 122): 0,
-        (0, 100, 110, 122.1): 122.1,  # this took long enough
-        (0, 300, 302, 330, 331): 0,  # two gaps, neither made up for
-        (0, 300, 320, 330, 340): 340,
+        (): 0,
+        (101,): 101,
+        (101, 110, 120): 120,
+        (1, 100, 110): 1,  # 10 s after a gap it was still catching up
+        (1, 100, 121.9): 1,
+        (1, 100, 122): 122,  # this took long enough
+        (1, 300, 302, 330, 331): 1,  # two gaps, neither made up for
+        (1, 300, 320, 330, 340): 340,
     }
-    assert {times: x.last_complete_time(list(times), x.SILENCE) for times in expected} == expected
+    for times, complete_until in expected.items():
+        backfill = Backfill(True)
+        backfill.resume(times)
+        assert backfill.complete.at == complete_until, times
 
 
 def test_the_first_connect_asks_for_what_came_after_the_newest_event() -> None:
     for age, minutes in {0: 1, 49: 1, 51: 2, 200: 4, 1000: 5, -1000: 1}.items():
         clock = clock_at("14:29:31")
-        gap = gap_with(clock)
-        gap.resume(x.RecentEvents([clock.now - age], ["1", "2"]))
-        assert gap.begin_connection() == minutes, age
-        report = gap.tweet_received()
-        assert [gap.seen_before(tweet_id) for tweet_id in "123"] == [True, True, False]
-        assert bool(report) == (age > x.SILENCE)
+        gaps = Gaps(True, 1.0, clock)
+        gaps.resume([clock.now - age], ["1", "2"])
+        assert gaps.begin_connection() == minutes, age
+        report = gaps.tweet_received()
+        assert [gaps.seen_before(tweet_id) for tweet_id in "123"] == [True, True, False]
+        assert bool(report) == (age > SILENCE)
         if age == 1000:
             assert report == f"no tweets from 14:12:51 to 14:29:31 (16 min 40 s); {ASKED_FOR_5}"
 
 
-# ------------------------------------------------------------------ what to publish, what to count
+def test_events_from_the_future_hide_no_gap() -> None:
+    """The clock may have been set back since."""
+    clock = Clock()
+    gaps = Gaps(True, 1.0, clock)
+    gaps.resume([clock.now + 1000], [])
+    clock.now += 60
+    assert " (1 min 0 s); the run ended before" in (gaps.unfinished() or "")
 
 
-def sieve_with(second: float = 1.0, backfill: bool = False) -> tuple[Any, Any]:
-    """A TweetFilter, and its Backoff."""
-    backoff = backoff_with(Clock())
-    gap = x.Gap(backfill, second, Clock())
-    return x.TweetFilter(backoff, gap, x.Counts(), Throttle(60 * second)), backoff
-
-
-def sift(tweet_filter: Any, *lines: bytes | OversizedLine) -> list[tuple[bytes, bytes]]:
-    [batch] = tweet_filter.tweets(list(lines))
-    return [tuple(event) for event in batch]
-
-
-def messages(capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """What was written to standard error, without the script's name."""
-    return [line.partition(": ")[2] for line in capfd.readouterr().err.splitlines()]
-
-
-def test_a_key_is_utf_8_whatever_the_id_is() -> None:
-    tweet_filter, _ = sieve_with()
-    odd = rb'{"data":{"id":"\ud800"}}'
-    assert sift(tweet_filter, odd + b"\r", b"\r", b"") == [(b"?", odd)]
-    assert tweet_filter.counts.text() == " (0 reconnects, 0 skipped)"
-
-
-def test_what_is_not_a_tweet_is_counted_and_reported_once_a_minute_and_kind(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    rubbish: list[bytes | OversizedLine] = [b"[1]", b"[2]", b'{"data":{}}', b'{"a":1}']
-    rubbish += [OversizedLine(1 << 21), OversizedLine(1 << 22)]
-    expected = [
-        "skipped a line that is not a JSON object: [1]",
-        'skipped a message without a tweet ID: {"data":{}}',
-        "skipped a line over 1 MiB",
+def test_of_a_full_topic_the_newest_events_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they are: partitions are read one after the other."""
+    monkeypatch.setattr(recent, "MAX_EVENTS", 3)
+    polls = [
+        {0: [SimpleNamespace(timestamp=1000 * second, key=b"%d" % second)]}
+        for second in (101, 103, 105, 1, 2, 3, 102, -1)
     ]
-    tweet_filter, backoff = sieve_with(second=3600)
-    assert sift(tweet_filter, *rubbish) == sift(tweet_filter, *rubbish) == []
-    assert messages(capfd) == expected
-    assert tweet_filter.counts.text() == " (0 reconnects, 12 skipped)"
-    assert not backoff.is_working, "rubbish is no sign of life"
-    tweet_filter, _ = sieve_with(second=0)
-    assert sift(tweet_filter, *rubbish) == []
-    assert len(messages(capfd)) == 6, "the minute is over each time"
-
-
-def test_what_came_before_a_disconnect_is_published_and_what_follows_is_not() -> None:
-    """Rubbish, a keep-alive or a tweet comes first; only rubbish is no sign of life."""
-    tweet = x_api.tweet(1)
-    for message, before, published, rule in (
-        (DISCONNECT, b"[1]", [], x.HTTP),
-        (DISCONNECT, b"\r", [], x.AT_ONCE),
-        (DISCONNECT, tweet, [tweet], x.AT_ONCE),
-        (TOO_MANY_CONNECTIONS, tweet, [tweet], x.HTTP),
-    ):
-        tweet_filter, _ = sieve_with()
-        batches = tweet_filter.tweets([before, as_json(message), x_api.tweet(2), b"[2]"])
-        assert [line for _, line in next(batches)] == published
-        with pytest.raises(x.Disconnected) as end:
-            next(batches)
-        assert (end.value.rule, end.value.cuts_line) == (rule, False)
-        assert tweet_filter.counts.skipped == (before == b"[1]")
-
-
-def test_only_backfill_looks_for_duplicates() -> None:
-    for backfill, count, note in ((False, 4, ""), (True, 2, ", 2 duplicates")):
-        tweet_filter, _ = sieve_with(backfill=backfill)
-        lines = [x_api.tweet(number) for number in (1, 2, 1, 1)]
-        assert len(sift(tweet_filter, *lines)) == count
-        assert tweet_filter.counts.text() == f" (0 reconnects, 0 skipped{note})"
-
-
-def test_the_counts_in_words() -> None:
-    counts = x.Counts()
-    counts.reconnects = counts.skipped = counts.duplicates = counts.gaps = 1
-    assert counts.text() == " (1 reconnect, 1 skipped, 1 duplicate, 1 gap)"
-    counts.reconnects, counts.skipped, counts.duplicates, counts.gaps = 2, 3, 0, 5
-    assert counts.text() == " (2 reconnects, 3 skipped, 5 gaps)"
+    consumer = Mock(poll=Mock(side_effect=polls))
+    consumer.position = lambda partition: consumer.poll.call_count
+    found = recent.read_to(consumer, {"a partition": len(polls)})
+    assert [(event.time, event.key) for event in found] == [
+        (102, b"102"),
+        (103, b"103"),
+        (105, b"105"),
+    ]
 
 
 # ------------------------------------------------------------------ one connection
@@ -632,17 +629,30 @@ def test_the_counts_in_words() -> None:
 class Breaking(io.BytesIO):
     """A body that ends with an error."""
 
+    error: Exception = ConnectionResetError("reset by X")
+
     def read1(self, size: int | None = -1) -> bytes:
         block = super().read1(size)
         if not block:
-            raise ConnectionResetError("reset by X")
+            raise self.error
         return block
 
 
+class TimingOut(Breaking):
+    """A body that ends with silence."""
+
+    error = TimeoutError("timed out")
+
+
 class Dripping(io.BytesIO):
-    """A body that comes a byte at a time."""
+    """A body that comes a byte at a time, a second after the other."""
+
+    def __init__(self, body: bytes, clock: Clock | None = None) -> None:
+        super().__init__(body)
+        self.clock = clock or Clock()
 
     def read1(self, size: int | None = -1) -> bytes:
+        self.clock.now += 1
         return super().read1(1)
 
 
@@ -656,51 +666,28 @@ def answer(body: bytes | io.BytesIO = b"", status: int = 200, **headers: str) ->
     return response
 
 
-class Opener:
-    """A StreamOpener without sockets: `connect` provides its responses or errors."""
-
-    target = "x.example"
-
-    def __init__(self, connect: Callable[[int | None], requests.Response]) -> None:
-        self._connect = connect
-        self.has_reached_x = True
-        self.guard = self
-        self.has_fired = False
-
-    @contextmanager
-    def open(self, minutes: int | None) -> Iterator[requests.Response]:
-        yield self._connect(minutes)
-
-    def pause(self) -> None: ...
-
-    def restart(self, at_most: float = 0) -> None: ...
-
-
-def end_of(opener: Any, minutes: int | None = None) -> tuple[Any, Any]:
+def end_of(connection: Connection, asks_backfill: bool = False) -> tuple[list[Any], Disconnected]:
     """The lines that a connection brings, and the Disconnected with which it ends."""
-    lines: list[bytes] = []
+    lines: list[Any] = []
+    if connection.status != 200:
+        return lines, refusal(connection.answer(), asks_backfill)
     try:
-        for block in x.read_connection(opener, minutes, Stop()):
+        for block in connection.lines():
             lines += block
-    except x.Disconnected as end:
+    except Disconnected as end:
         return lines, end
     pytest.fail(f"it has ended without a reason, after {lines}")
 
 
-def opener_with(body: bytes | io.BytesIO, status: int = 200, **headers: str) -> Opener:
-    return Opener(lambda _: answer(body, status, **headers))
-
-
-def end_with(body: bytes | io.BytesIO, status: int = 200, **headers: str) -> tuple[Any, Any]:
-    return end_of(opener_with(body, status, **headers))
-
-
-def failing(error: Exception) -> Opener:
-    return Opener(Mock(side_effect=error))
+def end_with(
+    body: bytes | io.BytesIO, status: int = 200, **headers: str
+) -> tuple[list[Any], Disconnected]:
+    return end_of(Connection(answer(body, status, **headers), GUARD))
 
 
 TAILS = [b"", b"c", b"c\r", b"\r", b"x" * (2 << 20)]
 TLS_CLOSED = "the TLS connection was closed"
+SILENT = "no complete line from X for 22 s"
 
 
 def test_at_a_clean_end_the_last_line_is_a_line_too() -> None:
@@ -708,21 +695,34 @@ def test_at_a_clean_end_the_last_line_is_a_line_too() -> None:
         lines, end = end_with(b"a\r\n\r\nb\r\n" + tail)
         expected = [len(b"a\r"), 1, 2, *([len(tail)] if tail else [])]
         assert [len(line) for line in lines] == expected
-        assert (end.reason, end.rule, end.cuts_line) == ("X ended the stream", x.NETWORK, False)
+        assert (end.reason, end.rule, end.cuts_line) == ("X ended the stream", NETWORK, False)
 
 
-@pytest.mark.parametrize("has_fired", [False, True], ids=["broken", "silent"])
-def test_whole_lines_come_before_a_broken_end(has_fired: bool) -> None:
-    """The guard's shutdown may look like a normal end, but is not."""
+@pytest.mark.parametrize(("kind", "reason"), [(Breaking, "reset by X"), (TimingOut, SILENT)])
+def test_whole_lines_come_before_a_broken_end(kind: type[Breaking], reason: str) -> None:
     for tail, cuts_line in zip(TAILS, [False, True, True, False, True], strict=True):
-        body = b"a\r\n\r\nb\r\n" + tail
-        opener = opener_with(io.BytesIO(body) if has_fired else Breaking(body))
-        opener.has_fired = has_fired
-        lines, end = end_of(opener)
+        lines, end = end_with(kind(b"a\r\n\r\nb\r\n" + tail))
         assert lines == [b"a\r", b"\r", b"b\r"]
-        reason = "no complete line from X for 22 s" if has_fired else "reset by X"
-        assert (end.reason, end.rule, end.cuts_line) == (reason, x.NETWORK, cuts_line)
+        assert (end.reason, end.rule, end.cuts_line) == (reason, NETWORK, cuts_line)
         assert end.at_least == 0
+
+
+def test_bytes_that_never_make_a_line_are_silence() -> None:
+    """Here they come a byte a second; after 22 of them, the end of the line is just in time."""
+    for size, brings in {22: True, 23: False}.items():
+        clock = Clock()
+        body = b"\r\n" + b"x" * size + b"\n" + b"y" * 100
+        lines, end = end_of(Connection(answer(Dripping(body, clock)), SILENCE, clock))
+        assert lines == [b"\r", *([b"x" * size] if brings else [])]
+        assert (end.reason, end.rule, end.cuts_line) == (SILENT, NETWORK, True)
+
+
+def test_the_time_that_the_reader_takes_is_no_silence() -> None:
+    clock = Clock()
+    blocks = Connection(answer(Dripping(b"\nxx\n", clock)), SILENCE, clock).lines()
+    assert next(blocks) == [b""]
+    clock.now += 1000  # Kafka takes nothing
+    assert next(blocks) == [b"xx"]
 
 
 @pytest.mark.parametrize("kind", [io.BytesIO, Dripping])
@@ -734,50 +734,77 @@ def test_a_page_is_not_a_stream_and_is_reported_in_its_words(kind: type[io.Bytes
     ):
         lines, end = end_with(kind(body), Content_Type="application/json")
         assert not b"".join(lines).strip()
-        assert end.rule is x.HTTP
+        assert end.rule is HTTP
         assert end.reason == "200, but a web page instead of tweets: Over capacity"
 
 
+def test_only_what_comes_first_shows_that_it_is_a_page() -> None:
+    assert len(end_with(Dripping(b"{}\n<b>\n"))[0]) == 2
+
+
+POOL = urllib3.HTTPSConnectionPool("localhost")
 TUNNEL = ProxyError("Unable to connect to proxy", OSError("Tunnel failed: 503 No"))
-REFUSED_BY_PROXY = MaxRetryError(urllib3.HTTPSConnectionPool("localhost"), "/", TUNNEL)
-ERRORS = [
-    (OSError(113, "No route to host"), "No route to host"),
-    (requests.exceptions.ProxyError(REFUSED_BY_PROXY), "Tunnel failed: 503 No"),
-    (requests.exceptions.InvalidHeader("an\x1b[31m odd\r\none."), "an [31m odd one"),
-    (ssl.SSLCertVerificationError(1, "[SSL: BAD_THING] it is odd (_ssl.c:1006)"), "it is odd"),
-    (requests.exceptions.SSLError(ssl.SSLEOFError(8, "EOF (_ssl.c:1006)")), TLS_CLOSED),
-    (ssl.SSLZeroReturnError(6, "(EOF) (_ssl.c:992)"), TLS_CLOSED),
-]
+REFUSED = NewConnectionError(Mock(), "Failed to establish a new connection")
+REFUSED.__cause__ = ConnectionRefusedError(111, "Connection refused")
+BROKEN_TLS = SSLError(ssl.SSLEOFError(8, "EOF (_ssl.c:1006)"))
+UNTRUSTED = ssl.SSLCertVerificationError(1, "[SSL: BAD_THING] it is odd (_ssl.c:1006)")
+ODD_HEADER = requests.exceptions.InvalidHeader("an\x1b[31m odd\r\none.")
 
 
-@pytest.mark.parametrize(("error", "reason"), ERRORS)
-def test_an_error_is_only_a_reason_to_reconnect(error: Exception, reason: str) -> None:
+def wrapped(error: Exception) -> requests.RequestException:
+    """An error of urllib3 as requests raises it."""
+    return requests.ConnectionError(MaxRetryError(POOL, "/", error))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "rule"),
+    [
+        (wrapped(REFUSED), "Connection refused", UNREACHABLE),
+        (wrapped(TUNNEL), "Tunnel failed: 503 No", UNREACHABLE),
+        (wrapped(SSLError(UNTRUSTED)), "it is odd", UNREACHABLE),
+        (wrapped(BROKEN_TLS), TLS_CLOSED, UNREACHABLE),
+        (requests.ReadTimeout("Read timed out.", TimeoutError()), "no response", NETWORK),
+        (requests.ConnectionError(ProtocolError("a", OSError(113, "No"))), "No", NETWORK),
+        (ODD_HEADER, "an [31m odd one", NETWORK),
+    ],
+)
+def test_a_failed_connect_is_only_a_reason_to_try_again(
+    error: Exception, reason: str, rule: Rule
+) -> None:
     """X counts connects, but not those it never saw."""
-    opener = failing(error)
-    for has_reached_x, text, rule in (
-        (True, reason, x.NETWORK),
-        (False, f"cannot connect to x.example: {reason}", x.UNREACHABLE),
-    ):
-        opener.has_reached_x = has_reached_x
-        lines, end = end_of(opener)
-        assert (lines, end.reason, end.rule, end.cuts_line) == ([], text, rule, False)
+    end = failed_connect(error, "x.example")
+    assert (end.rule, end.cuts_line) == (rule, False)
+    names_target = rule is UNREACHABLE or reason == "no response"
+    assert end.reason == f"cannot connect to x.example: {reason}" if names_target else reason
 
 
-def test_a_silence_is_called_by_its_name() -> None:
-    _, end = end_of(failing(requests.ReadTimeout("Read timed out.", TimeoutError())))
-    assert end.reason == "no complete line from X for 22 s"
+def test_an_error_while_reading_is_only_a_reason_to_reconnect() -> None:
+    """Whatever its type, X has seen this connect."""
+    for error, reason in {
+        OSError(113, "No route to host"): "No route to host",
+        BROKEN_TLS: TLS_CLOSED,
+        ssl.SSLZeroReturnError(6, "(EOF) (_ssl.c:992)"): TLS_CLOSED,
+        ProtocolError("Connection broken", ConnectionResetError(104, "reset")): "reset",
+    }.items():
+        end = broken_stream(error, LineSplitter(100))
+        assert (end.reason, end.rule) == (reason, NETWORK)
 
 
-def test_a_bug_is_not_taken_for_a_disconnect() -> None:
+def test_a_bug_is_not_taken_for_a_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = Breaking()
+    body.error = TypeError("a bug")
     with pytest.raises(TypeError, match="a bug"):
-        end_of(failing(TypeError("a bug")))
+        end_with(body)
+    monkeypatch.setattr(requests.Session, "get", Mock(side_effect=body.error))
+    with pytest.raises(TypeError, match="a bug"), XStream("http://x", "t", []).connect(None):
+        pass
 
 
 PROBLEM = as_json({"title": "Title", "detail": "and detail"})
 USED_UP = as_json({"title": "UsageCapExceeded", "detail": "Usage cap exceeded: Monthly"})
 USED_UP_BY_TYPE = as_json({"errors": [{"type": "https://api.x.com/2/problems/usage-capped"}]})
 NO_CREDITS = as_json({"title": "CreditsDepleted", "type": "https://api.x.com/2/problems/credits"})
-REFUSED = [
+REFUSALS = [
     (400, PROBLEM, 400, False),
     (401, b"", 401, False),
     (402, b"", 402, True),
@@ -791,66 +818,58 @@ REFUSED = [
 
 
 def test_what_x_refuses() -> None:
-    assert {meaning for _, _, meaning, _ in REFUSED} == set(x.REFUSALS), "each is tested"
-    for status, body, meaning, is_certain in REFUSED:
-        lines, end = end_with(body, status)
-        assert lines == []
-        assert isinstance(end, x.Refused)
-        assert (end.status, end.is_certain, end.rule) == (meaning, is_certain, x.HTTP)
+    assert {meaning for _, _, meaning, _ in REFUSALS} == set(x_messages.REFUSALS), "each is tested"
+    for status, body, meaning, is_certain in REFUSALS:
+        _, end = end_with(body, status)
+        assert isinstance(end, Refused)
+        assert (end.status, end.is_certain, end.rule) == (meaning, is_certain, HTTP)
         assert end.reason.startswith(f"{status} ")
 
 
-def test_a_final_refusal_ends_the_script_with_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
-    for status, times, exit_status in ((400, 1, 2), (403, 1, 1), (400, 10, 1), (403, 10, 1)):
-        tweet_filter, backoff = sieve_with()
-        if times > 1:
-            backoff.tweet_received()
-            for _ in range(times - 1):
-                tweet_filter.note_end(refused(status))
-        with pytest.raises(SystemExit) as end:
-            tweet_filter.note_end(refused(status))
-        assert end.value.code == exit_status
-        how_often = " 10 times in a row" if times > 1 else ""
-        assert messages(capfd)[-1] == f"X refuses{how_often}: no. {x.REFUSALS[status]}"
-
-
 FOR_NOW = [
-    (400, PROBLEM, 3, x.NO_BACKFILL, "400 Title: and detail; trying without backfill"),
-    (429, PROBLEM, None, x.RATE_LIMIT, "429 Title: and detail"),
-    (429, as_json(TOO_MANY_CONNECTIONS), 1, x.HTTP, f"429 ConnectionException: too many{FREE}"),
-    (302, b"", None, x.HTTP, "302 Found"),
-    (503, b"<h1>Over\ncapacity</h1>", None, x.HTTP, "503 Over capacity"),
+    (400, PROBLEM, True, NO_BACKFILL, "400 Title: and detail; trying without backfill"),
+    (429, PROBLEM, False, RATE_LIMIT, "429 Title: and detail"),
+    (429, as_json(TOO_MANY_CONNECTIONS), True, HTTP, f"429 ConnectionException: too many{FREE}"),
+    (302, b"", False, HTTP, "302 Found"),
+    (503, b"<h1>Over\ncapacity</h1>", False, HTTP, "503 Over capacity"),
 ]
 
 
 def test_what_x_refuses_for_now() -> None:
-    for status, body, minutes, rule, reason in FOR_NOW:
-        lines, end = end_of(opener_with(body, status), minutes)
-        assert (lines, end.reason, end.rule) == ([], reason, rule)
+    for status, body, asks_backfill, rule, reason in FOR_NOW:
+        _, end = end_of(Connection(answer(body, status), GUARD), asks_backfill)
+        assert (end.reason, end.rule) == (reason, rule)
         assert (end.at_least, end.cuts_line) == (0, False)
-        assert not isinstance(end, x.Refused)
+        assert not isinstance(end, Refused)
 
 
 def test_too_many_connections_are_no_rate_limit_unless_that_is_used_up_too() -> None:
     headers = {"x_rate_limit_reset": str(int(time.time()) + 840)}
-    for remaining, rule in {None: x.HTTP, "47": x.HTTP, "0": x.RATE_LIMIT}.items():
+    for remaining, rule in {None: HTTP, "47": HTTP, "0": RATE_LIMIT}.items():
         if remaining:
             headers["x_rate_limit_remaining"] = remaining
         _, end = end_with(as_json(TOO_MANY_CONNECTIONS), 429, **headers)
         assert end.rule is rule
-        assert bool(end.at_least) == (rule is x.RATE_LIMIT)
+        assert bool(end.at_least) == (rule is RATE_LIMIT)
 
 
 def test_of_a_refusal_is_shown_what_has_come_and_no_more_than_64_kb() -> None:
     assert end_with(Breaking(b"half a"), 503)[1].reason == "503 half a"
-    assert len(end_with(b"x" * (10 << 20), 503)[1].reason) <= 2 * x.BLOCK_BYTES
+    long = io.BytesIO(b"x" * (10 << 20))
+    connection = Connection(answer(long, 503), GUARD)
+    end_of(connection)
+    assert long.tell() <= 2 * x_http.BLOCK_BYTES
+    clock = Clock()
+    slow = Connection(answer(Dripping(b"x" * 100, clock), 503), SILENCE, clock)
+    assert end_of(slow)[1].reason == "503 " + SILENCE * "x", "nor is the rest waited for"
 
 
 @pytest.fixture
-def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's clock stands still, at a whole second."""
+def still(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The system's clock stands still, at this whole second."""
     now = float(int(time.time()))
-    monkeypatch.setattr(x, "time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
+    monkeypatch.setattr(x_messages, "time", SimpleNamespace(time=lambda: now))
+    return now
 
 
 def limit(reset: object, remaining: str = "0") -> dict[str, str]:
@@ -859,17 +878,16 @@ def limit(reset: object, remaining: str = "0") -> dict[str, str]:
 
 def test_a_reset_that_cannot_be_is_ignored() -> None:
     for reset in ("", "soon", "-1", "1e9", "9999999999", "99999999999", "１２", "900"):
-        assert x.seconds_until_reset(limit(reset)) == 0
+        assert seconds_until_reset(limit(reset)) == 0
 
 
-@pytest.mark.usefixtures("still")
-def test_the_reset_is_waited_for_and_spread() -> None:
-    reset = int(x.time.time()) + 900
-    waits = [x.seconds_until_reset(limit(reset)) for _ in range(100)]
+def test_the_reset_is_waited_for_and_spread(still: float) -> None:
+    reset = int(still) + 900
+    waits = [seconds_until_reset(limit(reset)) for _ in range(100)]
     assert 900 <= min(waits) < 901 < 904 < max(waits) <= 905
-    waits = [x.seconds_until_reset({"x-rate-limit-reset": str(reset)}) for _ in range(100)]
+    waits = [seconds_until_reset({"x-rate-limit-reset": str(reset)}) for _ in range(100)]
     assert 900 <= min(waits) < max(waits) <= 905, "without what remains it is used up"
-    assert x.seconds_until_reset(limit(reset, remaining="47")) == 0
+    assert seconds_until_reset(limit(reset, remaining="47")) == 0
 
 
 def test_the_clock_of_x_counts_not_that_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -881,17 +899,16 @@ def test_the_clock_of_x_counts_not_that_of_this_machine(monkeypatch: pytest.Monk
         now = time.time() + 3600 * hours
         for form in ("%a, %d %b %Y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"):
             headers = {**limit(int(now) + 300), "Date": time.strftime(form, time.gmtime(now))}
-            waits.append(x.seconds_until_reset(headers))
+            waits.append(seconds_until_reset(headers))
     monkeypatch.undo()
     time.tzset()
     assert 299 <= min(waits) <= max(waits) <= 306
 
 
-@pytest.mark.usefixtures("still")
-def test_without_a_date_of_x_this_machine_s_clock_counts() -> None:
+def test_without_a_date_of_x_this_machine_s_clock_counts(still: float) -> None:
     for date in ("", "now", "Wed, 99 Nov 2026 25:00:00 GMT"):
-        headers = {**limit(int(x.time.time()) + 300), "Date": date}
-        assert 300 <= x.seconds_until_reset(headers) <= 305
+        headers = {**limit(int(still) + 300), "Date": date}
+        assert 300 <= seconds_until_reset(headers) <= 305
 
 
 def test_only_a_rate_limit_has_a_reset() -> None:
@@ -900,54 +917,9 @@ def test_only_a_rate_limit_has_a_reset() -> None:
         assert bool(end.at_least) == has_reset
 
 
-# ------------------------------------------------------------------ over many connections
-
-
-def test_each_kind_of_trouble_is_reported_once_a_minute_whatever_x_says(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    tweet_filter, backoff = sieve_with(second=3600)
-    backoff.tweet_received()
-    for body, status in (
-        *((b"ray 8f2a", 503), (b"ray 77be", 500), (b"id a", 403), (b"id b", 403)),
-        *((Breaking(b"{}\n"), 200), (Breaking(b"[]\n"), 200), (b"<p>1</p>", 200), (b"<p>2", 200)),
-    ):
-        tweet_filter.note_end(end_with(body, status)[1])
-    assert [line.partition(";")[0] for line in messages(capfd)] == [
-        "503 ray 8f2a",
-        "403 id a",
-        "reset by X",
-        "200, but a web page instead of tweets: 1",
-    ]
-
-
-def test_what_x_dropped_while_kafka_held_us_up_is_asked_for_at_the_next_connect() -> None:
-    clock, stop = Clock(), Stop()
-    asked: list[int | None] = []
-
-    def connect(minutes: int | None) -> requests.Response:
-        asked.append(minutes)
-        if minutes:
-            stop.request()
-        return answer(Dripping(x_api.tweet(1) + b"\n" + x_api.tweet(2) + b"\n"))
-
-    gap = x.Gap(True, 1.0, clock)
-    tweet_filter = x.TweetFilter(backoff_with(clock), gap, x.Counts(), Throttle(0))
-    batches = x.stream_tweets(Opener(connect), tweet_filter, stop)
-    assert len(next(batches)) == 1
-    clock.now += 80  # nobody takes the next one; by now X has ended the connection
-    with suppress(Stopped):
-        list(batches)
-    assert asked == [None, 2]
-
-
-def test_a_backoff_without_a_clock_goes_by_the_system_s() -> None:
-    backoff = x.Backoff()
-    assert [backoff.next_wait(x.AT_ONCE) for _ in range(9)] == [0] * 9
-    assert 0 < backoff.next_wait(x.AT_ONCE) <= 180
-
-
 # ------------------------------------------------------------------ over a real socket
+
+VARIABLES = ["HTTPS_PROXY", "ALL_PROXY", "https_proxy", "all_proxy"]
 
 
 @pytest.fixture
@@ -957,8 +929,12 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def end_at(url: str) -> tuple[Any, Any]:
-    return end_of(StreamOpener(url, {"Authorization": f"Bearer {x_api.TOKEN}"}, [], GUARD))
+def end_at(url: str) -> tuple[list[Any], Disconnected]:
+    try:
+        with XStream(url, x_api.TOKEN, [], GUARD).connect(None) as connection:
+            return end_of(connection)
+    except Disconnected as end:
+        return [], end
 
 
 NOT_X = {
@@ -975,7 +951,7 @@ def test_whoever_answers_it_is_only_a_reason_to_reconnect() -> None:
         with server_with(data) as address:
             lines, end = end_at(f"http://{address}/")
         assert (lines, end.reason) == ([], reason)
-        assert end.rule is (x.HTTP if reason == "302 Found" else x.NETWORK)
+        assert end.rule is (HTTP if reason == "302 Found" else NETWORK)
 
 
 @pytest.mark.usefixtures("no_proxy")
@@ -985,7 +961,7 @@ def test_however_a_body_is_framed_its_last_line_needs_no_newline() -> None:
     for data in (
         chunked % (len(body), body),
         b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body),
-        b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\nHTTP/1.0 200 OK\r\n\r\n%b" % body,
+        b"HTTP/1.0 200 OK\r\n\r\n%b" % body,
     ):
         with server_with(data) as address:
             lines, end = end_at(f"http://{address}/")
@@ -1001,7 +977,6 @@ def test_connects_that_a_proxy_refuses_have_not_reached_x(monkeypatch: pytest.Mo
     """So they are not metered. The proxy is named, but not its password."""
     for data, reason in (
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "Tunnel connection failed: 502 Bad Gateway"),
-        (b"\0who are you?\r\n", "who are you?"),
         (b"HTTP/1.1 200 OK\r\n\r\n", TLS_CLOSED),
     ):
         with server_with(data) as proxy:
@@ -1009,7 +984,8 @@ def test_connects_that_a_proxy_refuses_have_not_reached_x(monkeypatch: pytest.Mo
             _, end = end_at("https://127.0.0.1:1/")
         target = f"127.0.0.1:1 through the proxy {proxy}"
         assert end.reason == f"cannot connect to {target}: {reason}"
-        assert end.rule is x.UNREACHABLE
+        assert end.rule is UNREACHABLE
+        assert not isinstance(end, Unusable)
 
 
 @pytest.mark.usefixtures("no_proxy")
@@ -1017,25 +993,41 @@ def test_a_handshake_that_fails_has_not_reached_x(certificate: tuple[str, str, s
     with server_with(b"") as address:
         _, end = end_at(f"https://{address}/")
     assert end.reason == f"cannot connect to {address}: {TLS_CLOSED}"
-    assert end.rule is x.UNREACHABLE
+    assert end.rule is UNREACHABLE
     with x_api.XApi(certificate=certificate[:2]) as api:
         _, end = end_at(api.url)
     assert "certificate verify failed" in end.reason
-    assert (end.rule, api.requests) == (x.UNREACHABLE, [])
+    assert (end.rule, api.requests) == (UNREACHABLE, [])
+    assert not isinstance(end, Unusable)
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_a_server_that_is_not_there_has_not_been_reached(port: int) -> None:
+    _, end = end_at(f"http://127.0.0.1:{port}/")
+    assert end.reason == f"cannot connect to 127.0.0.1:{port}: Connection refused"
+    assert end.rule is UNREACHABLE
+    _, end = end_at("https://nowhere.invalid/")
+    assert end.reason.startswith("cannot connect to nowhere.invalid: ")
+    assert end.rule is UNREACHABLE
 
 
 @pytest.mark.usefixtures("no_proxy")
 def test_the_other_address_of_a_host_is_tried_where_one_never_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(x_http, "CONNECT_TIMEOUT", 0.5)
     with x_api.XApi([x_api.Step(tweets=3)]) as api, deaf_port() as dead:
         port = api.server.server_address[1]
-        targets = [("127.0.0.1", number) for number in (dead, port)]
-        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", target) for target in targets]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-        lines, end = end_at(f"http://localhost:{port}/")
-    assert end.reason == "X ended the stream"
-    assert [line.removesuffix(b"\r") for line in lines] == api.sent
+        for ports in ((dead, port), (dead,)):
+            targets = [("127.0.0.1", number) for number in ports]
+            addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", target) for target in targets]
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=addresses, **__: found)
+            lines, end = end_at(f"http://localhost:{port}/")
+            if port in ports:
+                assert end.reason == "X ended the stream"
+                assert [line.removesuffix(b"\r") for line in lines] == api.sent
+    assert end.reason == f"cannot connect to localhost:{port}: no response"
+    assert end.rule is UNREACHABLE
 
 
 @pytest.mark.usefixtures("no_proxy")
@@ -1051,7 +1043,6 @@ def test_a_refusal_may_be_compressed_or_only_say_so() -> None:
 # ------------------------------------------------------------------ settings
 
 Refusal = Callable[..., tuple[Any, str]]
-Configure = Callable[..., object]
 MALFORMED = (
     "BEARER_TOKEN is missing or malformed; "
     "copy your X app's bearer token to .env or the environment"
@@ -1062,98 +1053,301 @@ UNENCRYPTED = (
 )
 
 
-def test_what_cannot_be_a_token(
-    configure: Configure, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_a_token(refusal: Refusal) -> None:
     for token in ("", "  ", "Bearer ", '""', "two words", "tökén", "a\nb"):
-        monkeypatch.setenv("BEARER_TOKEN", token)
-        configure()
-        assert refusal(x.bearer_token) == (2, MALFORMED)
+        assert refusal(script.bearer_token, token) == (2, MALFORMED)
 
 
+@pytest.mark.usefixtures("configure")
 @pytest.mark.parametrize("text", [" Bearer {}\n", "{}\r\n", "'{}'", '"Bearer {}"', ' "{}" '])
-def test_the_token_is_used_without_what_stands_around_it_and_never_shown(
-    text: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_token_is_used_without_what_stands_around_it_and_never_shown(text: str) -> None:
     """docker's --env-file leaves quotes around a value."""
-    monkeypatch.setenv("BEARER_TOKEN", text.format(x_api.TOKEN))
-    configure()
-    assert x.bearer_token() == x_api.TOKEN
-    assert cli.mask(f"Authorization: Bearer {x_api.TOKEN}") == "Authorization: Bearer ***"
+    assert script.bearer_token(text.format(x_api.TOKEN)) == x_api.TOKEN
+    assert console.mask(f"Authorization: Bearer {x_api.TOKEN}") == "Authorization: Bearer ***"
 
 
-def test_the_token_goes_out_encrypted_only(
-    configure: Configure, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_token_goes_out_encrypted_only(refusal: Refusal) -> None:
     for url in (
         *("http://api.x.com/2", "ftp://localhost", "localhost"),
         *("http://localhost.evil.com/", "http://localhost@evil.com/", "HTTP://127.0.0.1.evil.com"),
     ):
-        monkeypatch.setenv("STREAM_URL", url)
-        configure()
-        assert refusal(x.stream_url, []) == (2, UNENCRYPTED)
+        assert refusal(script.stream_url, url) == (2, UNENCRYPTED)
     for url in ("https://proxy.example/2", "http://localhost:80/", "http://[::1]", ""):
-        monkeypatch.setenv("STREAM_URL", url)
-        configure()
-        assert x.stream_url([("a", "b")]) == (url or x.X_URL)
+        assert script.stream_url(url) == (url or script.X_URL)
+        XStream(url or script.X_URL, x_api.TOKEN, [("a", "b")])
 
 
-INVALID_URL = "it is not a valid URL"
 URLS = {
     "https://": "Invalid URL 'https://': No host supplied",
     "https://127.0.0.1:99999/": "Failed to parse: https://127.0.0.1:99999/",
-    f"https://ann:{PASSWORD}@127.0.0.1:99999/": INVALID_URL,
+    f"https://ann:{PASSWORD}@127.0.0.1:99999/": "it is not a valid URL",
+    f"https://ann:1/{PASSWORD}@127.0.0.1/": "it is not a valid URL",
+    "https://x..com/": "encoding with 'idna' codec failed (UnicodeError: label empty or too long)",
 }
 
 
-def test_a_stream_url_that_cannot_be_used(
-    configure: Configure, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = {url: f"cannot use STREAM_URL with --param: {URLS[url]}" for url in URLS}
-    expected["https://127.0.0.1:0/"] = f"cannot use STREAM_URL: {INVALID_URL}"
-    for url, message in expected.items():
-        monkeypatch.setenv("STREAM_URL", url)
-        configure()
-        assert refusal(x.stream_url, []) == (2, message)
+def test_a_stream_url_that_cannot_be_used(refusal: Refusal) -> None:
+    for url, reason in URLS.items():
+        status, message = refusal(XStream, url, x_api.TOKEN, [])
+        assert (status, message.partition(": ")[0]) == (2, "cannot use STREAM_URL with --param")
+        assert message.partition(": ")[2] == reason or ".." in url
 
 
-NOT_A_PROXY = (
-    "{} is not a valid proxy URL; it must be http://HOST:PORT or "
+INVALID_PROXY = (
+    "cannot use the proxy in HTTPS_PROXY or ALL_PROXY: it must be http://HOST:PORT or "
     "http://USER:PASSWORD@HOST:PORT, with special characters percent-encoded"
 )
-NO_SOCKS = "{} is a SOCKS proxy, which needs PySocks. Run: pip install PySocks"
-PROXIES = [
-    f"http://ann:{PASSWORD}@127.0.0.1:port",
-    f"http://ann:12/{PASSWORD}@127.0.0.1:3128",
-    f"http://ann:{PASSWORD}#x@127.0.0.1:3128",
-    f"http://ann:{PASSWORD}@127.0.0.1:0",
-    f"http://ann:{PASSWORD}@:3128",
-    f"ftp://ann:{PASSWORD}@127.0.0.1:3128",
-    f"ann:{PASSWORD}@proxy:3128",
-]
-VARIABLES = ["HTTPS_PROXY", "ALL_PROXY", "https_proxy", "all_proxy"]
+NO_SOCKS = (
+    "cannot use the proxy in HTTPS_PROXY or ALL_PROXY: SOCKS needs the package PySocks. "
+    "Run: pip install PySocks"
+)
+PROXIES = {
+    f"http://ann:{PASSWORD}@127.0.0.1:port": INVALID_PROXY,
+    f"http://ann:{PASSWORD}/x@127.0.0.1:3128": INVALID_PROXY,
+    f"http://ann:{PASSWORD}#x@127.0.0.1:3128": INVALID_PROXY,
+    f"http://ann:{PASSWORD}@:3128": INVALID_PROXY,
+    f"http://ann:{PASSWORD}@": INVALID_PROXY,
+    f"http://ann:{PASSWORD}@a..b:3128": INVALID_PROXY,
+    f"ftp://ann:{PASSWORD}@127.0.0.1:3128": INVALID_PROXY,
+    f"ann:{PASSWORD}@proxy:3128": INVALID_PROXY,
+    f"socks5h://ann:{PASSWORD}@127.0.0.1:1080": NO_SOCKS,
+}
 
 
 @pytest.mark.usefixtures("no_proxy")
-def test_a_proxy_that_cannot_be_used(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the variable."""
-    messages = dict.fromkeys(PROXIES, NOT_A_PROXY)
-    messages[f"socks5h://ann:{PASSWORD}@127.0.0.1:1080"] = NO_SOCKS
+def test_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in VARIABLES:
-        for proxy, message in messages.items():
+        for proxy, reason in PROXIES.items():
             monkeypatch.setenv(variable, proxy)
-            expected = (2, message.format(variable))
-            assert refusal(check_network_settings, x.X_URL) == expected, proxy
+            _, end = end_at("https://127.0.0.1:1/")
+            assert isinstance(end, Unusable), proxy
+            assert end.reason == reason, proxy
         monkeypatch.delenv(variable)
-    monkeypatch.setenv("HTTPS_PROXY", f"http://ann:{PASSWORD}@127.0.0.1:3128")
-    check_network_settings(x.X_URL)
 
 
 @pytest.mark.usefixtures("no_proxy")
-def test_a_ca_bundle_that_cannot_be_used(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
-    words = "cannot read /nowhere/ca.pem (REQUESTS_CA_BUNDLE): No such file or directory"
-    assert refusal(check_network_settings, x.X_URL) == (2, words)
+def test_a_ca_bundle_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    marked = "-----BEGIN CERTIFICATE-----\nabcd\n-----END CERTIFICATE-----\n"
+    path = tmp_path / "ca.pem"
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with server_with(b"") as address:
+        for content in (None, "", "hello\n", marked):
+            if content is not None:
+                path.write_text(content)
+            _, end = end_at(f"https://{address}/")
+            assert isinstance(end, Unusable), content
+            assert end.reason.startswith("cannot use the CA bundle in REQUESTS_CA_BUNDLE: ")
+            assert str(path) in end.reason or content is not None
+
+
+# ------------------------------------------------------------------ what to publish, what to count
+
+
+class Hurried(Stop):
+    """It waits for nothing, but notes for how long; after some connections it asks to stop."""
+
+    def __init__(self, connections: int) -> None:
+        super().__init__()
+        self.connections = connections
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        if len(self.waits) == self.connections:
+            self.request()
+
+
+class Stream(XStream):
+    """An XStream without sockets: its answers, or the reasons for which there is none."""
+
+    def __init__(self, *answers: requests.Response | Disconnected) -> None:
+        self.answers = iter(answers)
+        self.asked: list[int | None] = []  # the minutes of backfill
+
+    @contextmanager
+    def connect(self, backfill_minutes: int | None) -> Iterator[Connection]:
+        self.asked.append(backfill_minutes)
+        found = next(self.answers)
+        if isinstance(found, Disconnected):
+            raise found
+        yield Connection(found, GUARD)
+
+
+Event = tuple[bytes | None, Any]
+
+
+def publish(
+    *answers: requests.Response | Disconnected, second: float = 1.0, has_backfill: bool = False
+) -> tuple[list[Event], str]:
+    """What is published of these answers, and the counts."""
+    stop = Hurried(len(answers))
+    source = TweetSource(Stream(*answers), Gaps(has_backfill, second, Clock()), second, stop)
+    events: list[Event] = []
+    with suppress(Stopped):
+        for batch in source.batches():
+            events += zip(batch.keys or [], batch.values, strict=True)
+    return events, source.details()
+
+
+def messages(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """What was written to standard error, without the script's name."""
+    return [line.partition(": ")[2] for line in capfd.readouterr().err.splitlines()]
+
+
+def test_a_key_is_utf_8_whatever_the_id_is() -> None:
+    odd = rb'{"data":{"id":"\ud800"}}'
+    expected = [(b"?", odd)], " (0 reconnects, 0 skipped)"
+    assert publish(answer(odd + b"\r\n\r\n\n")) == expected
+
+
+RUBBISH = [b"[1]", b"[2]", b'{"data":{}}', b'{"a":1}', b"x" * (2 << 20), b"y" * (3 << 20)]
+
+
+def test_what_is_not_a_tweet_is_counted_and_reported_once_a_minute_and_kind(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    body = b"".join(line + b"\n" for line in RUBBISH)
+    assert publish(answer(body * 2), second=3600) == ([], " (0 reconnects, 12 skipped)")
+    *said, ended = messages(capfd)
+    assert said == [
+        "skipped a line that is not a JSON object: [1]",
+        'skipped a message without a tweet ID: {"data":{}}',
+        "skipped a line over 1 MiB",
+    ]
+    assert not ended.endswith(" in 0.0 s"), "rubbish is no sign of life"
+    publish(answer(body), second=0)
+    assert len(messages(capfd)) == 7, "the minute is over each time"
+
+
+def test_what_came_before_a_disconnect_is_published_and_what_follows_is_not() -> None:
+    """Rubbish, a keep-alive or a tweet comes first; only rubbish is no sign of life."""
+    tweet = x_api.tweet(1)
+    for message, before, published, at_once in (
+        (GOODBYE, b"[1]", [], False),
+        (GOODBYE, b"\r", [], True),
+        (GOODBYE, tweet, [tweet], True),
+        (TOO_MANY_CONNECTIONS, tweet, [tweet], False),
+    ):
+        stop = Hurried(1)
+        body = b"\n".join([before, as_json(message), x_api.tweet(2), b"[2]", b""])
+        source = TweetSource(Stream(answer(body)), Gaps(False), 1.0, stop)
+        batches = source.batches()
+        assert next(batches).values == published
+        with pytest.raises(Stopped):
+            next(batches)
+        [wait] = stop.waits
+        assert wait == 0 if at_once else wait >= 5
+        assert source.details() == f" (0 reconnects, {int(before == b'[1]')} skipped)"
+
+
+def test_only_backfill_looks_for_duplicates() -> None:
+    lines = b"".join(x_api.tweet(number) + b"\r\n" for number in (1, 2, 1, 1))
+    for has_backfill, count, note in ((False, 4, ""), (True, 2, ", 2 duplicates")):
+        events, details = publish(answer(lines), has_backfill=has_backfill)
+        assert len(events) == count
+        assert details == f" (0 reconnects, 0 skipped{note})"
+
+
+def test_the_counts_in_words() -> None:
+    assert Counts(1, 1, 1, 1).text() == " (1 reconnect, 1 skipped, 1 duplicate, 1 gap)"
+    assert Counts(2, 3, 0, 5).text() == " (2 reconnects, 3 skipped, 5 gaps)"
+
+
+# ------------------------------------------------------------------ over many connections
+
+
+def test_a_final_refusal_ends_the_script_with_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
+    tweet = answer(x_api.tweet(1) + b"\n")
+    for status, times, exit_status in ((400, 1, 2), (403, 1, 1), (400, 10, 1), (403, 10, 1)):
+        first = [tweet] if times > 1 else []
+        with pytest.raises(SystemExit) as end:
+            publish(*first, *[refused(status)] * times, refused(404))
+        assert end.value.code == exit_status
+        how_often = " 10 times in a row" if times > 1 else ""
+        advice = x_messages.REFUSALS[status]
+        assert messages(capfd)[-1] == f"X refuses{how_often}: no. {advice}"
+        tweet = answer(x_api.tweet(1) + b"\n")
+
+
+def test_a_setting_that_cannot_be_used_ends_the_script_unless_it_has_worked(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The file of a CA bundle, for example, may be missing while it is replaced."""
+    with pytest.raises(SystemExit) as end:
+        publish(Unusable("cannot use it"), answer())
+    assert end.value.code == 2
+    assert messages(capfd) == ["cannot use it"]
+    lines = [x_api.tweet(number) + b"\n" for number in (1, 2)]
+    events, _ = publish(answer(lines[0]), Unusable("cannot use it"), answer(lines[1]))
+    assert len(events) == 2
+
+
+def test_each_kind_of_trouble_is_reported_once_a_minute_whatever_x_says(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    publish(
+        answer(x_api.tweet(1) + b"\n"),
+        *(answer(b"ray 8f2a", 503), answer(b"ray 77be", 500)),
+        *(answer(b"id a", 403), answer(b"id b", 403)),
+        *(answer(Breaking(b"{}\n")), answer(Breaking(b"[]\n"))),
+        *(answer(b"<p>1</p>"), answer(b"<p>2")),
+        second=3600,
+    )
+    assert [line.partition("; reconnecting")[0] for line in messages(capfd)] == [
+        "X ended the stream",
+        "503 ray 8f2a",
+        "403 id a",
+        "skipped a line that is not a JSON object: {}",
+        "reset by X",
+        "200, but a web page instead of tweets: 1",
+    ]
+
+
+def test_what_x_dropped_while_kafka_held_us_up_is_asked_for_at_the_next_connect() -> None:
+    clock, stop = Clock(), Hurried(2)
+    stream = Stream(answer(Dripping(x_api.tweet(1) + b"\n" + x_api.tweet(2) + b"\n")), answer())
+    batches = TweetSource(stream, Gaps(True, 1.0, clock), 1.0, stop).batches()
+    assert len(next(batches).values) == 1
+    clock.now += 80  # nobody takes the next one; by now X has ended the connection
+    with suppress(Stopped):
+        list(batches)
+    assert stream.asked == [None, 2]
+
+
+def test_a_gap_is_reported_if_the_run_ends_while_it_waits(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    body = x_api.tweet(1) + b"\n" + as_json(TOO_MANY_CONNECTIONS) + b"\n"
+    source = TweetSource(Stream(answer(body)), Gaps(False, 1.0, clock), 1.0, Hurried(1))
+    with suppress(Stopped):
+        list(source.batches())
+    clock.now += 60
+    source.ended_early()
+    assert messages(capfd)[-1].endswith("; the run ended before the stream resumed")
+    assert source.details() == " (0 reconnects, 0 skipped, 1 gap)"
+
+
+def test_a_gap_is_not_reported_again_once_the_run_is_over(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The source may still be reading then, and the stream may even resume."""
+    clock, stop = Clock(), Hurried(2)
+    gaps = Gaps(False, 1.0, clock)
+    stream = Stream(*(answer(x_api.tweet(number) + b"\n") for number in (1, 2)))
+    source = TweetSource(stream, gaps, 1.0, stop)
+    batches = source.batches()
+    next(batches)
+    gaps.end_connection()
+    clock.now += 60
+    source.ended_early()
+    with suppress(Stopped):
+        list(batches)
+    assert [line for line in messages(capfd) if "no tweets" in line] == [
+        f"no tweets from {period_text(clock.now - 60, clock.now)} (1 min 0 s); "
+        "the run ended before the stream resumed"
+    ]
+    assert source.details() == " (1 reconnect, 0 skipped, 1 gap)"
 
 
 # ------------------------------------------------------------------ what it says meanwhile
@@ -1163,13 +1357,13 @@ def test_the_rate_in_the_log_is_that_of_the_newest_minute(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(delivery, "time", SimpleNamespace(monotonic=clock))
-    job = Job(iter(()), unit="tweet", details=x.Counts().text)
-    progress, state = delivery.Progress(job), Mock(failed=0, events_read=0)
-    for state.acknowledged in (0, 600, 600 + 3000):
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=clock))
+    source = TweetSource(Stream(), Gaps(False), 1.0, Stop())
+    reports = progress.Progress(source, Mock())
+    for acknowledged in (0, 600, 600 + 3000):
         for _ in range(60):
             clock.now += 1
-            progress.report(state)
+            reports.report(progress.Counts(acknowledged, acknowledged, 0))
     assert messages(capfd) == [
         "0 tweets, 0/s (0 reconnects, 0 skipped)",
         "600 tweets, 10/s (0 reconnects, 0 skipped)",

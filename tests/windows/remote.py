@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xmlrpc.client import ServerProxy
 
-from broker import Broker, ReservedPort
-from wine import FOLDER, PYTHON, WINE, environment, windows_path
-
 import pytest
-from conftest import GUARD, PATIENCE, Scripts, wait_until
 from kafka import KafkaConsumer, TopicPartition, errors
+
+from broker import Broker, ReservedPort
+from conftest import GUARD, PATIENCE, Scripts, wait_until
+from wine import FOLDER, PYTHON, WINE, environment, windows_path
 
 
 class Ended(NamedTuple):
@@ -48,6 +48,9 @@ class Program:
 
     def wait_for(self, condition: Callable[["Program"], Any]) -> None:
         wait_slowly(lambda: condition(self))
+
+    def has_ended(self) -> bool:
+        return self.agent.wait(self.number, 0) is not None
 
     def end(self) -> Ended:
         """Wait for it to end."""

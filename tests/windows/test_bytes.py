@@ -2,12 +2,12 @@
 
 import json
 
+from kafka import KafkaAdminClient, KafkaProducer
+
 from broker import Broker
+from conftest import GUARD, Read, values
 from remote import Console
 from x_api import Step, XApi
-
-from conftest import Read, values
-from kafka import KafkaAdminClient, KafkaProducer
 
 # Both systems' line endings, a lone \r, Ctrl-Z (once the end of a text file), NUL, invalid UTF-8
 LINES = [b"plain", b"with a return\r", b"", b"a\rb", b"\x1a", b"\0", b"\xff\xfe", "größe".encode()]
@@ -79,7 +79,7 @@ def test_flags_of_consumer(console: Console, topic: str, producer: KafkaProducer
 
 
 def test_a_reader_that_goes_away(console: Console, topic: str, producer: KafkaProducer) -> None:
-    """Between two writes, and when no more events come."""
+    """Between two writes, and before the next event."""
     few = f"{topic}-few"
     for number in range(4):
         producer.send(few, b"%d" % number)
@@ -90,4 +90,6 @@ def test_a_reader_that_goes_away(console: Console, topic: str, producer: KafkaPr
     after = console.start("consumer", "-t", few, output=8)
     ended = between.end()
     assert (ended.status, ended.err) == (0, "")
+    while not after.has_ended():
+        producer.send(few, b"more").get(GUARD)
     assert after.end() == (0, b"0\n1\n2\n3\n", "")

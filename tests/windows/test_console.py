@@ -1,8 +1,8 @@
 """What a console shows, and .env as Windows programs write it."""
 
-from remote import Console
-
 from kafka import KafkaProducer
+
+from remote import Console
 
 
 def test_a_name_in_a_message(console: Console) -> None:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from broker import ReservedPort
-from remote import Console
-from wine import PYTHON, windows_path
-
 import pytest
+
+from broker import ReservedPort
 from conftest import copy_project, wait_until
+from remote import Console
 from test_readme import blocks
+from wine import PYTHON, windows_path
 
 # In place of the launcher and a virtual environment, which need an installed Python
 SHIM = f'@"{windows_path(PYTHON)}" %*\r\n'

@@ -3,19 +3,19 @@
 import socket
 from collections.abc import Callable
 
+import pytest
+from kafka import KafkaProducer
+
+from conftest import GUARD, Read, values
 from remote import Console, Program
 from wine import windows_path
 from x_api import Step, XApi
-
-import pytest
-from conftest import GUARD, Read, values
-from kafka import KafkaProducer
 
 # Under Wine nobody can press Ctrl-Break or close the window from outside: the program does it
 # itself as soon as the signpost file exists
 FROM_WITHIN = """import os, runpy, signal, sys, threading, time
 def press(): signal.raise_signal(signal.SIGBREAK)
-def close(): sys.modules["windows"]._handlers[0](2)  # as Windows calls it, in a thread
+def close(): sys.modules["streaming.windows"]._handlers[0](2)  # as Windows calls it, in a thread
 _, event, signpost, *sys.argv = sys.argv
 def wait():
     while not os.path.exists(signpost):

