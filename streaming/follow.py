@@ -12,8 +12,8 @@ from kafka import OffsetAndMetadata, TopicPartition, errors
 from streaming.console import fail
 from streaming.ends import Ends, Offsets, Polled
 from streaming.kafka_client import Kafka, collect_rarely, committed_offsets
-from streaming.kafka_errors import CONNECTION_ERRORS, advise_package
-from streaming.kafka_internals import Consumer, missing_codec, place_of_corrupt_batch
+from streaming.kafka_errors import CONNECTION_ERRORS
+from streaming.kafka_internals import Consumer
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
 from streaming.watch import (
@@ -80,7 +80,7 @@ class Follower:
     ) -> None:
         try:
             if isinstance(error, errors.KafkaError):
-                fail(f"cannot read topic {self._topic}: {self._explain(error)}")
+                fail(f"cannot read topic {self._topic}: {self._kafka.explain(error)}")
         finally:
             with suppress(Exception):  # everything promised is done
                 self._consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
@@ -287,18 +287,6 @@ class Follower:
         except CONNECTION_ERRORS:
             self._stop.wait(RETRY_SECONDS)
             return {}
-
-    def _explain(self, error: errors.KafkaError) -> str:
-        """Explain why events cannot be read; say which one, if the client does."""
-        codec = missing_codec(error)
-        if codec:
-            return f"an event is compressed with {codec}, but {advise_package(codec)}"
-        place = place_of_corrupt_batch(error)
-        if place:
-            return f"the event at {place} is corrupt: its checksum is wrong"
-        if isinstance(error, errors.CorruptRecordError):
-            return f"an event is corrupt: {self._kafka.explain(error)}"
-        return str(self._kafka.explain(error))
 
 
 def first_events(polled: Polled, count: int | None) -> Polled:

@@ -18,10 +18,9 @@ from streaming.kafka_errors import (
     ClientLog,
     Explanation,
     explain_words,
-    own_words,
     words_of,
 )
-from streaming.kafka_options import TLS_FILES, check_compression, check_login, tls_context
+from streaming.kafka_options import TLS_FILES, check_login, tls_context
 from streaming.timing import PATIENCE
 
 DEFAULT_SERVERS = "localhost:9092"
@@ -31,6 +30,8 @@ RESPONSE_TIMEOUT_MS = int(10_000 * PATIENCE)
 # and for a few more seconds if it was the active controller
 ASK_SECONDS = 15.0 * PATIENCE
 ASK_PAUSE = 0.2
+# What clients raise for an invalid setting; RuntimeError if the package of a codec is missing
+SETTING_ERRORS = (errors.KafkaConfigurationError, ValueError, AssertionError, RuntimeError)
 
 T = TypeVar("T")
 
@@ -44,7 +45,6 @@ class Kafka:
 
     def __init__(self, settings: dict[str, Any], brokers: str | None, verbose: bool) -> None:
         check_login(settings)
-        check_compression(settings)
         self._settings = settings
         self._tls_context = tls_context(settings)
         self._has_flag = brokers is not None
@@ -68,8 +68,9 @@ class Kafka:
         """Return a connected client, by default with the settings; exit with the reason if not."""
         try:
             return self.open(client_class, options)
-        except (errors.KafkaConfigurationError, ValueError, AssertionError) as error:
-            fail(f"the Kafka client rejects a KAFKA_* setting: {own_words(error)}", status=2)
+        except SETTING_ERRORS as error:
+            reason = explain_words(words_of(error))
+            fail(f"the Kafka client rejects a KAFKA_* setting: {reason}", status=2)
         except errors.KafkaError as error:
             fail(f"cannot connect to Kafka at {self.servers}: {self.explain(error)}")
 

@@ -7,7 +7,6 @@ TLS handshake and a refused login; only its log tells them apart. So ClientLog l
 
 import logging
 import re
-import ssl
 from typing import NamedTuple
 
 from kafka import errors
@@ -81,6 +80,15 @@ BY_WORDS = {
         "too few in-sync replicas for the topic's min.insync.replicas", "Are all brokers running?"
     ),
     r"(partition \d+ has no leader)": Explanation("{}", "Are all brokers running?"),
+    r"partition=(\d+)\) at offset (\d+) failed crc check": Explanation(
+        "the event at partition {}, offset {} is corrupt: its checksum is wrong"
+    ),
+    r"(Found invalid record .*|Invalid (?:negative|record) .*|\d+ unconsumed .*)": Explanation(
+        "an event is corrupt: {}"
+    ),
+    r"Libraries for (\w+) compression codec not found": Explanation(
+        "the package for {} compression is not installed", "Run: pip install -r requirements.txt"
+    ),
 }
 # There is no connection; only the client's log says why
 NO_CONNECTION_ERRORS = (
@@ -94,22 +102,12 @@ CONNECTION_ERRORS = (
     errors.KafkaTimeoutError,
     errors.RequestTimedOutError,
 )
-# The packages that the client decompresses with, installed by requirements.txt
-CODEC_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
 
 
 def words_of(error: Exception) -> str:
-    """Return the error's message, without the name of its class where it has one of its own."""
-    if isinstance(error, errors.BrokerResponseError):
-        words = own_words(error) or error.description
-        if words:
-            return str(words).rstrip(".")
-    return str(error)
-
-
-def own_words(error: Exception) -> str:
-    """Return the error's message without the name of its class."""
-    return " ".join(map(str, error.args))
+    """Return the error's message without the name of its class; the class's own if it has none."""
+    words = " ".join(map(str, error.args)) or getattr(error, "description", "") or str(error)
+    return str(words).rstrip(".")
 
 
 def explain_words(words: str) -> Explanation:
@@ -119,18 +117,6 @@ def explain_words(words: str) -> Explanation:
         if match:
             return explanation._replace(cause=explanation.cause.format(*match.groups()))
     return Explanation(words)
-
-
-def advise_package(compression_type: str) -> str:
-    """Say which missing package compression and decompression need, and how to install it."""
-    package = CODEC_PACKAGES[compression_type]
-    return f"the package {package} is not installed. Run: pip install -r requirements.txt"
-
-
-def tls_reason(error: ssl.SSLError) -> str:
-    """Return OpenSSL's error message without its codes."""
-    text = re.sub(r"^\[[^]]*\] | \(_ssl.*$|\.$", "", str(error.args[-1]))
-    return "wrong password or not a PEM file" if text == "PEM lib" else text
 
 
 class ClientLog(logging.Handler):

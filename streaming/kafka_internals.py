@@ -4,12 +4,11 @@ Each entry says what it does and why. All were checked with kafka-python 3.0.12,
 requirements.txt pins: to upgrade, read this file again and run all tests.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition, codec, errors
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
 from kafka.partitioner import StickyPartitioner
 from kafka.record.default_records import DefaultRecordBatch
 
@@ -83,11 +82,6 @@ def _values(configs: dict[str, dict[str, Any]]) -> dict[str, str | None]:
 
 
 # ---------------------------------------------------------------- producer
-
-
-def can_compress(compression_type: str) -> bool:
-    """Return whether the client has the package that it needs for this compression type."""
-    return bool(getattr(codec, f"has_{compression_type}")())
 
 
 class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no types
@@ -218,18 +212,3 @@ def accepts_any_header_name() -> bool:
 
 def accept_any_header_name() -> None:
     DefaultRecordBatch._read_msg = read_record_leniently
-
-
-# What only the messages of errors say
-
-
-def place_of_corrupt_batch(error: Exception) -> str:
-    """Return where the client has found a wrong checksum: `partition 0, offset 7`, or ""."""
-    found = re.search(r"partition=(\d+)\) at offset (\d+) failed crc check", str(error))
-    return f"partition {found[1]}, offset {found[2]}" if found else ""
-
-
-def missing_codec(error: Exception) -> str:
-    """Return the codec whose package is missing, or ""."""
-    found = re.search(r"Libraries for (\w+) compression", str(error))
-    return found[1] if found else ""

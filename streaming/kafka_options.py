@@ -1,5 +1,6 @@
 """The Kafka client's options that can be set: their names, their types, and what fits together."""
 
+import re
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +9,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
 from streaming.console import fail
 from streaming.flags import is_broker_list
-from streaming.kafka_errors import advise_package, tls_reason
-from streaming.kafka_internals import can_compress
+from streaming.kafka_errors import Explanation
 
 DEFAULTS: dict[str, Any] = {
     **KafkaAdminClient.DEFAULT_CONFIG,
@@ -52,11 +52,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     },
 }
 PASSWORD_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+ADVICE = {"ssl_certfile": "Check KAFKA_SSL_KEYFILE and KAFKA_SSL_PASSWORD."}
 TLS_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
-# The special characters that .env allows in double quotes, and how they are written there
-ESCAPES = str.maketrans(
-    {"\a": r"\a", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v"}
-)
 
 
 def parse_option(name: str, text: str) -> object:
@@ -109,84 +106,56 @@ def check_login(options: dict[str, Any]) -> None:
             )
 
 
-def check_compression(options: dict[str, Any]) -> None:
-    """Exit if the package for the compression type is missing."""
-    compression_type = options.get("compression_type")
-    if compression_type and not can_compress(compression_type):
-        advice = advise_package(compression_type)
-        fail(f"cannot use KAFKA_COMPRESSION_TYPE={compression_type}: {advice}", status=2)
-
-
 def tls_context(options: dict[str, Any]) -> ssl.SSLContext | None:
     """Return the context for all TLS connections, or None without TLS.
 
-    Exit if a file or another TLS setting cannot be used. The client itself would read all files at
-    each connection, and keep retrying or ask for the key's password on the terminal; and it ignores
-    ssl_ciphers and fails with ssl_crlfile (kafka-python 3.0.12).
+    Exit if a TLS setting cannot be used. The client itself would read all files at each connection,
+    and keep retrying or ask for the key's password on the terminal; and it ignores ssl_ciphers and
+    fails with ssl_crlfile (kafka-python 3.0.12).
     """
     if not options.get("security_protocol", "").endswith("SSL"):
         return None
-    for name in TLS_FILES:
-        _check_readable(name, options.get(name))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = options.get("ssl_check_hostname", True)
-    _load_authorities(context, options)
-    if options.get("ssl_ciphers"):
-        _set_ciphers(context, options["ssl_ciphers"])
-    if options.get("ssl_certfile"):
-        _load_certificate(context, options)
-    return context
-
-
-def _load_authorities(context: ssl.SSLContext, options: dict[str, Any]) -> None:
-    """Load the certificates to trust, and those that have been revoked."""
     if not options.get("ssl_cafile"):
         context.load_default_certs()
     if options.get("ssl_crlfile"):
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    for name in ("ssl_cafile", "ssl_crlfile"):
-        path = options.get(name)
-        try:
-            if path:
-                context.load_verify_locations(path)
-        except ssl.SSLError as error:
-            fail(f"cannot use {path} (KAFKA_{name.upper()}): {tls_reason(error)}", status=2)
+
+    def load_certificate(path: str) -> None:
+        key, password = options.get("ssl_keyfile"), options.get("ssl_password") or ""
+        context.load_cert_chain(path, key, password)
+
+    use_setting(options, "ssl_keyfile", check_readable)
+    use_setting(options, "ssl_cafile", context.load_verify_locations)
+    use_setting(options, "ssl_crlfile", context.load_verify_locations)
+    use_setting(options, "ssl_ciphers", context.set_ciphers)
+    use_setting(options, "ssl_certfile", load_certificate)
+    return context
 
 
-def _set_ciphers(context: ssl.SSLContext, ciphers: str) -> None:
+def use_setting(options: dict[str, Any], name: str, use: Callable[[str], object]) -> None:
+    """Use a TLS setting if it is given; exit with its name and value if that fails."""
+    value = options.get(name, "")
     try:
-        context.set_ciphers(ciphers)
-    except ssl.SSLError as error:
-        fail(f"cannot use KAFKA_SSL_CIPHERS={ciphers}: {tls_reason(error)}", status=2)
+        if value:
+            use(value)
+    except OSError as error:  # ssl.SSLError is one, too
+        shown, advice = value, ADVICE.get(name, "")
+        if not value.isprintable():  # "C:\new" has a line break in it
+            shown, advice = repr(value), "Put the path in single quotes."
+        reason = tls_reason(error) if isinstance(error, ssl.SSLError) else str(error.strerror)
+        fail(f"cannot use KAFKA_{name.upper()}={shown}: {Explanation(reason, advice)}", status=2)
 
 
-def _load_certificate(context: ssl.SSLContext, options: dict[str, Any]) -> None:
-    certificate = options["ssl_certfile"]
-    key = options.get("ssl_keyfile") or certificate
-    try:
-        context.load_cert_chain(certificate, key, options.get("ssl_password") or "")
-    except ssl.SSLError as error:
-        fail(
-            f"cannot use {certificate} (KAFKA_SSL_CERTFILE) with key {key}: {tls_reason(error)}. "
-            "Check KAFKA_SSL_KEYFILE and KAFKA_SSL_PASSWORD.",
-            status=2,
-        )
+def check_readable(path: str) -> None:
+    """Raise OSError if the file cannot be read; OpenSSL's error does not tell it from others."""
+    with open(path, "rb"):
+        pass
 
 
-def _check_readable(name: str, path: str | None) -> None:
-    """Exit if a file is unreadable; OpenSSL's own errors do not say which."""
-    if not path:
-        return
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        variable = f"KAFKA_{name.upper()}"
-        if path.isprintable():
-            fail(f"cannot read {path} ({variable}): {error.strerror}", status=2)
-        fail(
-            f"cannot read {path.translate(ESCAPES)} ({variable}): in double quotes, a \\ and the "
-            "letter after it are a special character. Put the path in single quotes.",
-            status=2,
-        )
+def tls_reason(error: ssl.SSLError) -> str:
+    """Return OpenSSL's error message without its codes."""
+    text = re.sub(r"^\[[^]]*\] | \(_ssl.*$|\.$", "", str(error.args[-1]))
+    return "wrong password or not a PEM file" if text == "PEM lib" else text

@@ -3,20 +3,11 @@
 import os
 import sys
 import time
-from typing import NamedTuple
 
 from streaming.console import pluralize, say
 from streaming.kafka_client import Kafka
 from streaming.sources import Source
 from streaming.timing import SECOND
-
-
-class Counts(NamedTuple):
-    """The numbers of events read from the source, acknowledged by Kafka, and failed."""
-
-    read: int
-    acknowledged: int
-    failed: int
 
 
 class Progress:
@@ -35,24 +26,26 @@ class Progress:
         self._awaited = 0  # at the last check, the number of the event to be settled next, if any
         self._is_stalled = False
 
-    def report(self, counts: Counts) -> None:
-        """If it is time, look whether Kafka keeps us waiting, and say what there is to say."""
+    def report(self, read: int, acknowledged: int, failed: int) -> None:
+        """If it is time, check whether Kafka keeps us waiting, and say what there is to say.
+
+        The arguments are the numbers of events so far.
+        """
         now = time.monotonic()
         if now < self._next_check:
             return
         self._next_check = now + self._interval
         was_stalled = self._is_stalled
-        self._check_stall(counts)
+        self._check_stall(read, acknowledged + failed)
         has_just_stalled = self._is_stalled and not was_stalled
         if self._is_live or has_just_stalled or now >= self._reported_at + 60 * SECOND:
-            say(self._line(counts.acknowledged, now), live=self._is_live)
+            say(self._line(acknowledged, now), live=self._is_live)
             self._reported_at = now
-            self._reported_count = counts.acknowledged
+            self._reported_count = acknowledged
 
-    def _check_stall(self, counts: Counts) -> None:
+    def _check_stall(self, read: int, settled: int) -> None:
         """Note whether it has stalled: the event awaited at the last check is not settled yet."""
-        settled = counts.acknowledged + counts.failed
-        awaited = settled + 1 if settled < counts.read else 0
+        awaited = settled + 1 if settled < read else 0
         self._is_stalled = awaited > 0 and awaited == self._awaited
         self._awaited = awaited
         if not self._is_stalled:

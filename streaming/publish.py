@@ -18,7 +18,7 @@ from streaming.console import pluralize, say
 from streaming.kafka_client import Kafka, collect_rarely
 from streaming.kafka_errors import IN_REJECTED_BATCH, TOO_LARGE, Explanation
 from streaming.kafka_internals import BatchStickyPartitioner, Producer
-from streaming.progress import Counts, Progress
+from streaming.progress import Progress
 from streaming.sources import Batch, Line, OversizedLine, Source, Stopped
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
@@ -155,62 +155,45 @@ class BackgroundReader:
             yield item
 
 
-class Failure(NamedTuple):
-    """An event that was not delivered: its number in the source, and which one it is and why."""
-
-    number: int
-    text: str
-
-
 class Failures:
-    """The events that were not delivered: how many, which to name, and where to go on."""
+    """The events that were not delivered, which are added in order: how many, and which to name."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self.count = 0
-        self._first: Failure | None = None
-        self._first_bystander: Failure | None = None  # failed because of another in its batch
-        self.first_undelivered: int | None = None  # number of the first that was not skipped
+        self.first_undelivered = 0  # number of the first event that another run has to deliver
+        self._named = ""  # the first that failed by itself; until there is one, the first of all
+        self._is_bystander = True  # whether that failed because of another event in its batch
 
-    def add(self, number: int, size: int, reason: Explanation) -> str:
+    def add(self, number: int, size: int, reason: Explanation, is_skipped: bool = False) -> str:
         """Count an event that failed; return a description of which one failed and why."""
-        failure = Failure(number, f"{self._unit} {number} ({pluralize(size, 'byte')}): {reason}")
+        text = f"{self._unit} {number} ({pluralize(size, 'byte')}): {reason}"
+        is_bystander = reason == IN_REJECTED_BATCH
         self.count += 1
-        if reason == IN_REJECTED_BATCH:
-            self._first_bystander = earlier(self._first_bystander, failure)
-        else:
-            self._first = earlier(self._first, failure)
-        return failure.text
-
-    def add_undelivered(self, number: int, size: int, reason: Explanation) -> None:
-        """Count a failed event that another run may deliver."""
-        self.add(number, size, reason)
-        self.first_undelivered = min(self.first_undelivered or number, number)
+        if not self._named or (self._is_bystander and not is_bystander):
+            self._named, self._is_bystander = text, is_bystander
+        if not is_skipped:
+            self.first_undelivered = self.first_undelivered or number
+        return text
 
     def __str__(self) -> str:
         """Format the number and the first failure: `2 failed: event 7 (12 bytes): ...`."""
-        named = self._first or self._first_bystander
-        return f"{self.count} failed: {named.text}" if named else ""
-
-
-def earlier(known: Failure | None, other: Failure) -> Failure:
-    return known if known and known.number < other.number else other
+        return f"{self.count} failed: {self._named}"
 
 
 class Sent(NamedTuple):
-    """An event in flight: its number in the source (from 1), and its size in bytes."""
+    """An event in flight: its number in the source (from 1), and its size in bytes.
+
+    Its outcome is the client's future, or why the event was not given to the client.
+    """
 
     number: int
     size: int
-    future: Any
+    outcome: Any
 
-
-class Undelivered(Exception):
-    """An event is not to be sent any more, for this reason."""
-
-    def __init__(self, reason: Explanation) -> None:
-        super().__init__(reason.cause)
-        self.reason = reason
+    @property
+    def is_settled(self) -> bool:
+        return isinstance(self.outcome, Explanation) or self.outcome.is_done
 
 
 class Delivery:
@@ -254,14 +237,16 @@ class Delivery:
     def _send_event(self, key: bytes | None, value: Line | None) -> None:
         while self._is_full and not self._stop.is_overdue:
             self._wait()
-        self._read += 1
         size = len(key or b"") + len(value or b"") + self._header_bytes
-        if self._has_ended or self._stop.is_overdue:
-            self.failures.add_undelivered(self._read, size, NOT_SENT)
-        elif isinstance(value, OversizedLine):
+        outcome = TOO_LARGE if isinstance(value, OversizedLine) else self._hand_over(key, value)
+        self._read += 1
+        if outcome is TOO_LARGE and not self._has_ended:
             self._skip(size)
-        else:
-            self._hand_over(key, value, size)
+            return
+        if not self._in_flight:
+            self._last_progress_at = time.monotonic()
+        self._in_flight.append(Sent(self._read, size, outcome))
+        self._in_flight_bytes += size
 
     @property
     def _is_full(self) -> bool:
@@ -269,49 +254,37 @@ class Delivery:
 
     def _skip(self, size: int) -> None:
         """Count and report the event just read as too large."""
-        self._source.report_skipped(self.failures.add(self._read, size, TOO_LARGE))
+        text = self.failures.add(self._read, size, TOO_LARGE, is_skipped=True)
+        self._source.report_skipped(text)
 
-    def _hand_over(self, key: bytes | None, value: bytes | None, size: int) -> None:
-        """Hand the event just read to the client."""
-        try:
-            future = self._future_of(key, value)
-        except errors.MessageSizeTooLargeError:
-            self._skip(size)
-        except Exception as error:
-            self._fail(self._read, size, self._explain(error))
-            if not isinstance(error, (errors.KafkaError, ValueError, Undelivered)):
-                raise  # a bug
-        else:
-            if not self._in_flight:
-                self._last_progress_at = time.monotonic()
-            self._in_flight.append(Sent(self._read, size, future))
-            self._in_flight_bytes += size
+    def _hand_over(self, key: bytes | None, value: bytes | None) -> Any:
+        """Hand an event to the client; return the client's future, or why it was not accepted.
 
-    def _future_of(self, key: bytes | None, value: bytes | None) -> Any:
-        """Return the client's future for an event.
-
-        Keep trying while Kafka does not name the topic's partitions. Raise KafkaError or ValueError
-        if the client rejects the event, and Undelivered if it is not to be sent any more.
+        Keep trying while Kafka does not name the topic's partitions.
         """
-        deadline = 0.0
-        while True:
+        deadline = time.monotonic() + self._timeout
+        reason = NOT_SENT
+        while not (self._has_ended or self._stop.is_overdue):
             try:
                 return self._producer.send(self._topic, value, key, self._headers)
             except errors.KafkaTimeoutError:
-                deadline = deadline or time.monotonic() + self._timeout
-                if self._stop.is_overdue:
-                    raise Undelivered(self._not_in_time()) from None
                 if time.monotonic() > deadline:
-                    raise
+                    return self._end(TOO_LATE)
                 self.check()
-                if self._has_ended:
-                    raise Undelivered(NOT_SENT) from None
+                reason = self._not_in_time()
+            except errors.MessageSizeTooLargeError:
+                return TOO_LARGE
+            except ValueError:  # a topic of Kafka's own, or one that has just been deleted
+                return self._end(NO_PARTITION)
+            except errors.KafkaError as error:
+                return self._end(self._kafka.explain(error))
+        return reason
 
     def check(self) -> None:
         """Settle the events whose outcome is known, and report progress if it is time."""
-        while self._in_flight and self._in_flight[0].future.is_done:
+        while self._in_flight and self._in_flight[0].is_settled:
             self._settle(self._in_flight.popleft())
-        self._progress.report(Counts(self._read, self._acknowledged, self.failures.count))
+        self._progress.report(self._read, self._acknowledged, self.failures.count)
 
     def _wait(self) -> None:
         """Settle what is done, then wait for the oldest event in flight, for at most one TICK."""
@@ -319,7 +292,7 @@ class Delivery:
         if not self._in_flight:
             return
         with suppress(errors.KafkaError):
-            self._in_flight[0].future.get(TICK)
+            self._in_flight[0].outcome.get(TICK)
         if time.monotonic() > self._last_progress_at + self._timeout:
             self._settle(self._in_flight.popleft())  # the client has lost track of it
 
@@ -327,31 +300,33 @@ class Delivery:
         """Count an event as acknowledged, or as failed if not acknowledged by now."""
         self._last_progress_at = time.monotonic()
         self._in_flight_bytes -= sent.size
-        if sent.future.succeeded():
+        reason = self._reason(sent.outcome)
+        if reason:
+            self.failures.add(sent.number, sent.size, self._end(reason))
+        else:
             self._acknowledged += 1
-            return
-        error = sent.future.exception
-        reason = self._explain(error) if error else self._not_in_time()
-        self._fail(sent.number, sent.size, reason)
 
-    def _fail(self, number: int, size: int, reason: Explanation) -> None:
-        """Count an event as not delivered, and end the run."""
-        self.failures.add_undelivered(number, size, reason)
-        self._has_ended = True
-        self._stop.request()
-
-    def _explain(self, error: Exception) -> Explanation:
-        if isinstance(error, Undelivered):
-            return error.reason
-        if isinstance(error, ValueError):
-            return NO_PARTITION
-        if isinstance(error, (errors.KafkaTimeoutError, errors.RequestTimedOutError)):
+    def _reason(self, outcome: Any) -> Explanation | None:
+        """Return why an event was not delivered; None if it was."""
+        if isinstance(outcome, Explanation):
+            return outcome
+        if outcome.succeeded():
+            return None
+        if not outcome.is_done:
+            return self._not_in_time()
+        if isinstance(outcome.exception, (errors.KafkaTimeoutError, errors.RequestTimedOutError)):
             return TOO_LATE
-        return self._kafka.explain(error)
+        return self._kafka.explain(outcome.exception)
 
     def _not_in_time(self) -> Explanation:
-        """Explain why there was no outcome by the time the run had to end."""
+        """Explain why an event has no outcome by the end of the run."""
         return Explanation(f"not acknowledged in time: {self._kafka.trouble()}")
+
+    def _end(self, reason: Explanation) -> Explanation:
+        """End the run because an event was not delivered, for this reason."""
+        self._has_ended = True
+        self._stop.request()
+        return reason
 
     def finish(self) -> None:
         """Wait for events in flight; count those not acknowledged in time as failed."""
@@ -369,9 +344,7 @@ class Delivery:
         """Say what was published and what was not; `is_exhausted`: the source reached its end."""
         published = pluralize(self._acknowledged, self._source.unit)
         summary = f"published {published} to {self._topic}{self._source.details()}"
-        next_number = self.failures.first_undelivered
-        if not (next_number or is_exhausted):
-            next_number = self._read + 1
+        next_number = self.failures.first_undelivered or (0 if is_exhausted else self._read + 1)
         place = self._source.place(next_number) if next_number else ""
         if place:
             summary += f", stopped before {place}"

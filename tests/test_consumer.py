@@ -480,9 +480,8 @@ def test_a_topic_in_every_codec(
     poor = scripts.start("consumer", "-t", topic, "-e", env=without("lz4", tmp_path))
     check(whole, b"".join(expected))
     reason = (
-        f"consumer.py: cannot read topic {topic}: an event is "
-        "compressed with lz4, but the package lz4 is not installed. "
-        "Run: pip install -r requirements.txt\n"
+        f"consumer.py: cannot read topic {topic}: the package for lz4 compression is not "
+        "installed. Run: pip install -r requirements.txt\n"
     )
     check(poor, b"".join(expected[:9]), reason.encode(), 1)
 

@@ -1,6 +1,5 @@
 """Which packages the scripts need, and what they do without them."""
 
-import importlib.metadata
 import itertools
 import re
 import sysconfig
@@ -11,7 +10,6 @@ import pytest
 
 from conftest import REPOSITORY, SCRIPTS, Running, Scripts
 from streaming.console import PACKAGES
-from streaming.kafka_errors import CODEC_PACKAGES
 
 pytestmark = pytest.mark.versions
 
@@ -73,5 +71,3 @@ def test_the_packages_that_a_message_names_are_those_that_are_required() -> None
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     required = [re.match(r"[\w-]+", line) for line in lines]
     assert {found[0] for found in required if found} == set(PACKAGES.values())
-    for package in CODEC_PACKAGES.values():
-        assert importlib.metadata.version(package)

@@ -365,12 +365,12 @@ def test_a_certificate_and_a_key_that_do_not_fit(
         configure("".join(f"{name}={value}\n" for name, value in settings).format(folder=tmp_path))
         return Kafka(read_settings().kafka, None, False).options(KafkaConsumer)
 
-    certificate = f"cannot use {tmp_path}/client.pem (KAFKA_SSL_CERTFILE) with key {tmp_path}"
-    advice = "Check KAFKA_SSL_KEYFILE and KAFKA_SSL_PASSWORD."
+    certificate = f"cannot use KAFKA_SSL_CERTFILE={tmp_path}/client.pem: "
+    advice = ". Check KAFKA_SSL_KEYFILE and KAFKA_SSL_PASSWORD."
     for changed, sentence in (
-        ({"SSL_CAFILE": "{folder}/broker.key"}, "… (KAFKA_SSL_CAFILE): no certificate …"),
-        ({"SSL_KEYFILE": "{folder}/broker.key"}, f"{certificate}/broker.key: …. {advice}"),
-        ({"SSL_PASSWORD": ""}, f"{certificate}/client.key: wrong password or not …. {advice}"),
+        ({"SSL_CAFILE": "{folder}/broker.key"}, "cannot use KAFKA_SSL_CAFILE=…: no certificate …"),
+        ({"SSL_KEYFILE": "{folder}/broker.key"}, f"{certificate}…{advice}"),
+        ({"SSL_PASSWORD": ""}, f"{certificate}wrong password or not a PEM file{advice}"),
     ):
         status, message = refusal(options_with, changed)
         assert status == 2

@@ -1363,7 +1363,7 @@ def test_the_rate_in_the_log_is_that_of_the_newest_minute(
     for acknowledged in (0, 600, 600 + 3000):
         for _ in range(60):
             clock.now += 1
-            reports.report(progress.Counts(acknowledged, acknowledged, 0))
+            reports.report(acknowledged, acknowledged, 0)
     assert messages(capfd) == [
         "0 tweets, 0/s (0 reconnects, 0 skipped)",
         "600 tweets, 10/s (0 reconnects, 0 skipped)",
