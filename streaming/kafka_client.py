@@ -30,8 +30,8 @@ RESPONSE_TIMEOUT_MS = int(10_000 * PATIENCE)
 # and for a few more seconds if it was the active controller
 ASK_SECONDS = 15.0 * PATIENCE
 ASK_PAUSE = 0.2
-# What clients raise for an invalid setting; RuntimeError if the package of a codec is missing
-SETTING_ERRORS = (errors.KafkaConfigurationError, ValueError, AssertionError, RuntimeError)
+# What clients raise for an invalid setting
+SETTING_ERRORS = (errors.KafkaConfigurationError, ValueError, AssertionError)
 
 T = TypeVar("T")
 
@@ -86,6 +86,9 @@ class Kafka:
         def create() -> None:
             try:
                 outcome.put(client_class(**options))
+            except RuntimeError as error:
+                is_setting = "codec not found" in str(error)  # its package is missing
+                outcome.put(ValueError(*error.args) if is_setting else error)
             except Exception as error:  # raised in the calling thread
                 outcome.put(error)
 

@@ -40,7 +40,7 @@ class Output:
         try:
             write_all(b"\n".join(lines) + b"\n")
         except OSError as error:
-            if not is_broken_pipe(error):
+            if not (is_broken_pipe(error) or self.is_reader_gone()):
                 fail_to_write(error)
             self._is_broken = True
 

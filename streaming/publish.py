@@ -5,6 +5,7 @@ thread hands the events to Kafka, and settles them: counts each as acknowledged 
 """
 
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -30,7 +31,6 @@ MAX_IN_FLIGHT_BYTES = 16 << 20
 # Below Kafka's default for max.message.bytes, 1 MiB: a batch that is rejected as too large must be
 # split (kafka-python 3.0.12)
 MAX_BATCH_BYTES = 900_000
-DEFAULT_MAX_REQUEST_SIZE = 1 << 20  # kafka-python's
 TICK = 0.2  # seconds between checks for changes
 # A source silent for this long after a stop request is blocked in a read
 QUIET = 0.5 * PATIENCE
@@ -92,11 +92,10 @@ def producer_options(kafka: Kafka, max_bytes: int, timeout: int) -> dict[str, An
         batch_size=MAX_BATCH_BYTES,
         delivery_timeout_ms=1000 * timeout,
         max_block_ms=500,  # how often to check for signals while Kafka names no partitions
-        max_request_size=DEFAULT_MAX_REQUEST_SIZE,
         enable_idempotence=True,  # or other settings could switch it off without a word
     )
-    options["max_request_size"] = min(options["max_request_size"], max_bytes)
-    options["batch_size"] = min(options["batch_size"], MAX_BATCH_BYTES, options["max_request_size"])
+    options["max_request_size"] = max_bytes
+    options["batch_size"] = min(options["batch_size"], MAX_BATCH_BYTES, max_bytes)
     max_request_timeout = options["delivery_timeout_ms"] - options["linger_ms"]
     options.setdefault("request_timeout_ms", min(30_000, max_request_timeout))
     return options
@@ -156,29 +155,28 @@ class BackgroundReader:
 
 
 class Failures:
-    """The events that were not delivered, which are added in order: how many, and which to name."""
+    """The events that were not delivered: how many, which one to name, and where to go on."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self.count = 0
         self.first_undelivered = 0  # number of the first event that another run has to deliver
-        self._named = ""  # the first that failed by itself; until there is one, the first of all
-        self._is_bystander = True  # whether that failed because of another event in its batch
+        # The failure to name: whether the event failed because of another in its batch, its number,
+        # and a description. The smallest is the first event that failed by itself
+        self._named = (True, sys.maxsize, "")
 
     def add(self, number: int, size: int, reason: Explanation, is_skipped: bool = False) -> str:
         """Count an event that failed; return a description of which one failed and why."""
         text = f"{self._unit} {number} ({pluralize(size, 'byte')}): {reason}"
-        is_bystander = reason == IN_REJECTED_BATCH
         self.count += 1
-        if not self._named or (self._is_bystander and not is_bystander):
-            self._named, self._is_bystander = text, is_bystander
+        self._named = min(self._named, (reason == IN_REJECTED_BATCH, number, text))
         if not is_skipped:
             self.first_undelivered = self.first_undelivered or number
         return text
 
     def __str__(self) -> str:
         """Format the number and the first failure: `2 failed: event 7 (12 bytes): ...`."""
-        return f"{self.count} failed: {self._named}"
+        return f"{self.count} failed: {self._named[2]}"
 
 
 class Sent(NamedTuple):
@@ -310,10 +308,10 @@ class Delivery:
         """Return why an event was not delivered; None if it was."""
         if isinstance(outcome, Explanation):
             return outcome
+        if not outcome.is_done:  # asked first, as the client's thread may settle it right now
+            return self._not_in_time()
         if outcome.succeeded():
             return None
-        if not outcome.is_done:
-            return self._not_in_time()
         if isinstance(outcome.exception, (errors.KafkaTimeoutError, errors.RequestTimedOutError)):
             return TOO_LATE
         return self._kafka.explain(outcome.exception)

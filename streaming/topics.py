@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kafka import KafkaAdminClient, errors
+from kafka import KafkaAdminClient, KafkaProducer, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from streaming.console import fail, say
@@ -19,7 +19,7 @@ class Topic(NamedTuple):
     """A topic that exists."""
 
     name: str
-    max_bytes: int  # the largest batch it takes: its max.message.bytes
+    max_bytes: int  # of a batch: its max.message.bytes or KAFKA_MAX_REQUEST_SIZE, if smaller
 
 
 def ensure_topic(
@@ -38,9 +38,11 @@ def ensure_topic(
             check_existence(admin, name, created)
             if created.error is not errors.NoError and (partitions or settings):
                 say(f"topic {name} already exists; ignoring --partitions and --topic-config")
-            return Topic(name, size_limit(admin, name, created))
+            limit = size_limit(admin, name, created)
         except errors.KafkaError as error:
             fail(f"cannot create topic {name}: {kafka.explain(error)}")
+    options = kafka.options(KafkaProducer, max_request_size=DEFAULT_SIZE_LIMIT)
+    return Topic(name, min(limit, options["max_request_size"]))
 
 
 def check_existence(admin: KafkaAdminClient, topic: str, created: CreatedTopic) -> None:

@@ -23,13 +23,15 @@ from streaming.timing import PATIENCE
 from streaming.x_messages import Answer, own_words
 from streaming.x_pacing import HTTP, NETWORK, SILENCE, UNREACHABLE, Disconnected, Unusable
 
-CONNECT_TIMEOUT = 3 * PATIENCE  # seconds, for each of a host's addresses
+CONNECT_TIMEOUT = 3 * PATIENCE  # seconds, for each of X's addresses, and again for TLS
+PROXY_TIMEOUT = 10 * PATIENCE  # the same for a proxy, which has to connect to X meanwhile
 MAX_LINE_BYTES = 1 << 20  # no tweet comes close
 BLOCK_BYTES = 1 << 16  # per read
 BLANKS_AND_BOM = b" \t\r\n\xef\xbb\xbf"
 
 SILENT = f"no complete line from X for {SILENCE} s"
-PROXY = "cannot use the proxy in HTTPS_PROXY or ALL_PROXY"
+CA_BUNDLE = "cannot use the CA bundle in REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
+PROXY = "cannot use the proxy in HTTPS_PROXY, ALL_PROXY or the system's settings"
 INVALID_PROXY = (
     f"{PROXY}: it must be http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, with special "
     "characters percent-encoded"
@@ -76,9 +78,11 @@ class XStream:
         self, session: requests.Session, backfill_minutes: int | None
     ) -> requests.Response:
         """Return the response, whose body is still to be read."""
-        target = ""
+        target = str(parse_url(self._url).netloc)
         try:
-            target = describe_target(self._url)
+            proxy = proxy_address(self._url)
+            if proxy:
+                target += f" through the proxy {proxy}"
             return session.get(
                 self._url,
                 # requests omits a parameter that is None
@@ -87,7 +91,7 @@ class XStream:
                 auth=lambda request: request,  # a no-op, so that ~/.netrc is ignored
                 proxies={"http": ""},  # without TLS a proxy would see the token
                 stream=True,
-                timeout=(CONNECT_TIMEOUT, self._silence),
+                timeout=(PROXY_TIMEOUT if proxy else CONNECT_TIMEOUT, self._silence),
             )
         except (OSError, HTTPError, ValueError) as error:  # from requests and urllib3
             raise failed_connect(error, target) from error
@@ -214,7 +218,7 @@ def unusable_setting(error: Exception, cause: BaseException) -> str:
     if isinstance(error, (requests.exceptions.InvalidURL, LocationValueError)):
         return INVALID_PROXY
     if is_about_ca_bundle(error, cause):
-        return f"cannot use the CA bundle in REQUESTS_CA_BUNDLE: {cause_text(cause)}"
+        return f"{CA_BUNDLE}: {cause_text(cause)}"
     return ""
 
 
@@ -247,18 +251,19 @@ def cause_text(cause: BaseException) -> str:
     return printable(text).rstrip(".")
 
 
-def describe_target(url: str) -> str:
-    """Return the host, and the proxy used to reach it, without any password.
+def proxy_address(url: str) -> str:
+    """Return the host and port of the proxy used to reach the URL, or "" if there is none.
 
-    Raises ValueError if the proxy is invalid.
+    Raise ValueError if the proxy's URL is invalid: in http://ann:12/3@proxy, the password would
+    count as a port and a path.
     """
-    target = str(parse_url(url).netloc)
     # Without TLS there is none; see XStream
     proxy = select_proxy(url, get_environ_proxies(url)) if url.startswith("https://") else None
     if not proxy:
-        return target
+        return ""
     # requests, too, takes one without a scheme for HTTP
-    address = parse_url(proxy if "://" in proxy else f"http://{proxy}").netloc
-    if not address:
+    parts = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+    rest = f"{parts.host}{parts.path}{parts.query}{parts.fragment}"
+    if not parts.host or parts.port == 0 or re.search("[\"'@]|//", rest):
         raise requests.exceptions.InvalidProxyURL
-    return f"{target} through the proxy {address}"
+    return str(parts.netloc)

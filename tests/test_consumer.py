@@ -1,6 +1,7 @@
 """consumer.py: its flags and formats in process, and all else run as users do, on a real Kafka."""
 
 import argparse
+import errno
 import filecmp
 import functools
 import io
@@ -16,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
+from unittest.mock import Mock
 
 import confluent_kafka
 import pytest
@@ -897,6 +899,27 @@ def test_a_full_disk_is_reported_and_nothing_is_committed(
     reason = b"consumer.py: cannot write to standard output: No space left on device\n"
     check(run, b"", reason, 1)
     assert committed(scripts, topic, topic) == {0: None}
+
+
+def test_a_reader_that_is_gone_is_no_failure_whatever_the_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A terminal that is closed gives EIO, a connection that is reset ECONNRESET."""
+    for number in (errno.EPIPE, errno.EIO, errno.ECONNRESET):
+        with unread_pipe() as (unread, writer):
+            saved = os.dup(1)
+            os.dup2(writer, 1)
+            try:
+                unread.close()
+                error = OSError(number, os.strerror(number))
+                monkeypatch.setattr(output, "write_all", Mock(side_effect=error))
+                out = Output(None, False)
+                out.write_lines([b"a line"])
+                assert out.is_reader_gone()
+            finally:
+                os.dup2(saved, 1)
+                os.close(saved)
+                os.close(writer)
 
 
 def test_a_closed_output(lone_scripts: Scripts) -> None:

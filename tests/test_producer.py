@@ -938,6 +938,16 @@ def test_when_time_is_up_before_kafka_names_the_partitions(monkeypatch: pytest.M
         assert delivery.summary(is_exhausted=True) == failure
 
 
+def test_the_first_failure_is_named_although_a_later_one_was_known_before() -> None:
+    """The second event is too large, which is known at once; the first one fails later."""
+    future = Future()
+    delivery = delivery_with(Mock(send=Mock(return_value=future)), 60, Stop())
+    delivery.send(Batch(None, [b"first", OversizedLine(2000)]))
+    future.failure(errors.RequestTimedOutError())
+    delivery.finish()
+    assert f"2 failed: event 1 (5 bytes): {TOO_LATE}" in delivery.summary(is_exhausted=True)
+
+
 def test_after_a_failed_delivery_nothing_more_is_sent() -> None:
     client = Mock(send=Mock(side_effect=[Future().failure(errors.RequestTimedOutError())]))
     delivery = delivery_with(client, 60, Stop())

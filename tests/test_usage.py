@@ -195,6 +195,19 @@ def test_a_bug_while_connecting_gets_no_advice(lone_scripts: Scripts) -> None:
     assert b"KAFKA_" not in done.stderr
 
 
+def test_a_lack_of_threads_is_no_matter_of_settings(lone_scripts: Scripts) -> None:
+    redefine(
+        lone_scripts,
+        "kafka_internals",
+        "class Consumer(Consumer):",
+        "    def __init__(self, **options):",
+        '        raise RuntimeError("can\'t start new thread")',
+    )
+    done = lone_scripts.run("consumer")
+    assert done.returncode == 1
+    check_traceback(done.stderr, "__init__", "RuntimeError: can't start new thread")
+
+
 def test_a_traceback_shows_no_secret(lone_scripts: Scripts) -> None:
     secrets = {
         "BEARER_TOKEN": "secret-token",

@@ -1094,12 +1094,12 @@ def test_a_stream_url_that_cannot_be_used(refusal: Refusal) -> None:
 
 
 INVALID_PROXY = (
-    "cannot use the proxy in HTTPS_PROXY or ALL_PROXY: it must be http://HOST:PORT or "
-    "http://USER:PASSWORD@HOST:PORT, with special characters percent-encoded"
+    "cannot use the proxy in HTTPS_PROXY, ALL_PROXY or the system's settings: it must be "
+    "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, with special characters percent-encoded"
 )
 NO_SOCKS = (
-    "cannot use the proxy in HTTPS_PROXY or ALL_PROXY: SOCKS needs the package PySocks. "
-    "Run: pip install PySocks"
+    "cannot use the proxy in HTTPS_PROXY, ALL_PROXY or the system's settings: SOCKS needs the "
+    "package PySocks. Run: pip install PySocks"
 )
 PROXIES = {
     f"http://ann:{PASSWORD}@127.0.0.1:port": INVALID_PROXY,
@@ -1108,6 +1108,10 @@ PROXIES = {
     f"http://ann:{PASSWORD}@:3128": INVALID_PROXY,
     f"http://ann:{PASSWORD}@": INVALID_PROXY,
     f"http://ann:{PASSWORD}@a..b:3128": INVALID_PROXY,
+    f"http://ann:123/{PASSWORD}@proxy:3128": INVALID_PROXY,  # 123 and a path?
+    f"http://ann:123?{PASSWORD}@proxy:3128": INVALID_PROXY,
+    f'"http://ann:{PASSWORD}@proxy:3128"': INVALID_PROXY,
+    f"http://ann:{PASSWORD}@proxy:0": INVALID_PROXY,
     f"ftp://ann:{PASSWORD}@127.0.0.1:3128": INVALID_PROXY,
     f"ann:{PASSWORD}@proxy:3128": INVALID_PROXY,
     f"socks5h://ann:{PASSWORD}@127.0.0.1:1080": NO_SOCKS,
@@ -1136,7 +1140,7 @@ def test_a_ca_bundle_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_pa
                 path.write_text(content)
             _, end = end_at(f"https://{address}/")
             assert isinstance(end, Unusable), content
-            assert end.reason.startswith("cannot use the CA bundle in REQUESTS_CA_BUNDLE: ")
+            assert end.reason.startswith("cannot use the CA bundle in REQUESTS_CA_BUNDLE or C")
             assert str(path) in end.reason or content is not None
 
 
