@@ -12,7 +12,7 @@ from kafka import OffsetAndMetadata, TopicPartition, errors
 from streaming.console import fail
 from streaming.ends import Ends, Offsets, Polled
 from streaming.kafka_client import Kafka, collect_rarely, committed_offsets
-from streaming.kafka_errors import CONNECTION_ERRORS
+from streaming.kafka_errors import CONNECTION_ERRORS, warn_about_expired_events
 from streaming.kafka_internals import Consumer
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
@@ -24,7 +24,6 @@ from streaming.watch import (
     Watch,
     check_right_to_read,
     explain_missing_topic,
-    warn_about_expired_events,
 )
 
 MAX_POLL_RECORDS = 5000  # per poll and per write

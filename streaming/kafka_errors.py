@@ -1,8 +1,9 @@
 """What went wrong with Kafka, in words: from the client's errors, and from its log.
 
 kafka-python 3.0.12 raises the same few errors for an unknown host, a refused connection, a failed
-TLS handshake and a refused login; only its log tells them apart. So ClientLog listens to the logger
-`kafka`, and the patterns below match what that version writes there.
+TLS handshake and a refused login; only its log tells them apart, and says that events have expired.
+So ClientLog listens to the logger `kafka`, ExpiredEventsHandler to `kafka.consumer.fetcher`, and
+the patterns below match what that version writes there.
 """
 
 import logging
@@ -193,3 +194,20 @@ class ClientLog(logging.Handler):
     def clear_reason(self) -> None:
         """Clear the reason, because the problem is over."""
         self.reason = self.DEFAULT_REASON
+
+
+class ExpiredEventsHandler(logging.Handler):
+    """Warns when Kafka no longer has the next events; the client just goes on elsewhere."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if re.search("out of range|Truncation detected", record.getMessage()):
+            say(
+                "the next events have expired or been deleted; continuing with the oldest available"
+            )
+
+
+def warn_about_expired_events() -> None:
+    """Listen to the logger of the part of the client that fetches events."""
+    logger = logging.getLogger("kafka.consumer.fetcher")
+    logger.addHandler(ExpiredEventsHandler())
+    logger.setLevel(logging.INFO)

@@ -5,7 +5,6 @@ thread hands the events to Kafka, and settles them: counts each as acknowledged 
 """
 
 import queue
-import sys
 import threading
 import time
 from collections import deque
@@ -154,6 +153,17 @@ class BackgroundReader:
             yield item
 
 
+class Failure(NamedTuple):
+    """An event that was not delivered: its number in the source, and which one it is and why."""
+
+    number: int
+    text: str
+
+
+def earlier(known: Failure | None, other: Failure) -> Failure:
+    return known if known and known.number < other.number else other
+
+
 class Failures:
     """The events that were not delivered: how many, which one to name, and where to go on."""
 
@@ -161,22 +171,25 @@ class Failures:
         self._unit = unit
         self.count = 0
         self.first_undelivered = 0  # number of the first event that another run has to deliver
-        # The failure to name: whether the event failed because of another in its batch, its number,
-        # and a description. The smallest is the first event that failed by itself
-        self._named = (True, sys.maxsize, "")
+        self._first: Failure | None = None  # that failed by itself
+        self._first_bystander: Failure | None = None  # that failed because of another in its batch
 
     def add(self, number: int, size: int, reason: Explanation, is_skipped: bool = False) -> str:
         """Count an event that failed; return a description of which one failed and why."""
-        text = f"{self._unit} {number} ({pluralize(size, 'byte')}): {reason}"
+        failure = Failure(number, f"{self._unit} {number} ({pluralize(size, 'byte')}): {reason}")
         self.count += 1
-        self._named = min(self._named, (reason == IN_REJECTED_BATCH, number, text))
+        if reason == IN_REJECTED_BATCH:
+            self._first_bystander = earlier(self._first_bystander, failure)
+        else:
+            self._first = earlier(self._first, failure)
         if not is_skipped:
             self.first_undelivered = self.first_undelivered or number
-        return text
+        return failure.text
 
     def __str__(self) -> str:
         """Format the number and the first failure: `2 failed: event 7 (12 bytes): ...`."""
-        return f"{self.count} failed: {self._named[2]}"
+        named = self._first or self._first_bystander
+        return f"{self.count} failed: {named.text}" if named else ""
 
 
 class Sent(NamedTuple):

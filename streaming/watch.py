@@ -3,8 +3,6 @@
 A watch is asked after each poll; `has_events` says whether that poll has returned any.
 """
 
-import logging
-import re
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -209,19 +207,3 @@ class RebalanceWatch:
         if now > self._idle_at + REBALANCE_SECONDS:
             self._rejoin()
             self._idle_at = now
-
-
-class ExpiredEventsHandler(logging.Handler):
-    """Warns when Kafka no longer has the next events; only the client's log says so (3.0.12)."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if re.search("out of range|Truncation detected", record.getMessage()):
-            say(
-                "the next events have expired or been deleted; continuing with the oldest available"
-            )
-
-
-def warn_about_expired_events() -> None:
-    logger = logging.getLogger("kafka.consumer.fetcher")
-    logger.addHandler(ExpiredEventsHandler())
-    logger.setLevel(logging.INFO)
