@@ -234,9 +234,12 @@ class Java:
             raise BrokerError(f"{self.name} did not start: {self.reason()}")
 
     def wait_ended(self) -> int:
-        status = self.process.wait()
+        """Wait in steps, because on Windows Ctrl-C does not interrupt a wait."""
+        while self.process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.5)
         self._reader.join()
-        return status
+        return self.process.wait()
 
     def reason(self, folder: Path | str = "") -> str:
         """What the log says about the failure: its first exception, or else its first line.
