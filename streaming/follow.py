@@ -10,7 +10,7 @@ from typing import Any
 from kafka import OffsetAndMetadata, TopicPartition, errors
 
 from streaming.console import fail
-from streaming.ends import Ends, Offsets, Polled
+from streaming.ends import RESPONSE_TIMEOUT_MS, Ends, Offsets, Polled
 from streaming.kafka_client import Kafka, collect_rarely, committed_offsets
 from streaming.kafka_errors import CONNECTION_ERRORS, warn_about_expired_events
 from streaming.kafka_internals import Consumer
@@ -31,7 +31,6 @@ MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to 
 # What may follow a signal (a poll, a commit, leaving the group) has to fit in Stop.LIMIT
 POLL_TIMEOUT_MS = 700
 POSITION_TIMEOUT_MS = int(700 * PATIENCE)
-RESPONSE_TIMEOUT_MS = int(3000 * PATIENCE)
 LEAVE_TIMEOUT_MS = int(1500 * PATIENCE)
 METADATA_MAX_AGE_MS = 2000  # how soon new partitions, or the topic's deletion, are noticed
 RETRY_SECONDS = 0.2  # after a poll that failed because Kafka is away
