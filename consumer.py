@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         follower.start_at(latest=options.latest, last=options.last, since=options.since)
         if options.stop_at_end:
             follower.stop_at_current_ends()
-        for events in follower.read(options.count):
-            output.write(events)
+        for batches in follower.read(options.count):
+            output.write(batches)
             if output.is_reader_gone():
                 return 0  # without a commit: who knows what it has read
             follower.commit()

@@ -1,25 +1,23 @@
 """Where to stop with -e: the end that each partition had at the start."""
 
 from contextlib import suppress
-from typing import Any
 
 from kafka import TopicPartition, errors
 
-from streaming.kafka_internals import Consumer, positions
+from streaming.kafka_internals import Consumer, FetchedBatch, positions
 from streaming.timing import PATIENCE
 
 RESPONSE_TIMEOUT_MS = int(3000 * PATIENCE)
 
 Offsets = dict[TopicPartition, int]
-Polled = dict[TopicPartition, list[Any]]  # what a poll returns: at least one event a partition
 
 
 class Ends:
     """The partitions that are still to be read, and how far.
 
-    The offsets of events show when an end is reached. But the last offsets before it may be gaps
-    (compacted or aborted events, or Kafka's own records at the end of a transaction), which only
-    the client's position passes; look_again() looks at that.
+    The offsets of batches show when an end is reached. But the last ones before it may be hidden
+    (aborted events, or Kafka's own records at the end of a transaction); only the client's position
+    passes these, and look_again() looks at that.
     """
 
     def __init__(self, consumer: Consumer, ends: Offsets, firsts: Offsets) -> None:
@@ -37,16 +35,15 @@ class Ends:
             return True
         return knows_partitions and not self._unfinished & self._consumer.assignment()
 
-    def take(self, polled: Polled) -> Polled:
+    def take(self, batches: list[FetchedBatch]) -> list[FetchedBatch]:
         """Return the events that come before the ends, and finish the partitions that reach it."""
-        taken: Polled = {}
-        for partition, records in polled.items():
-            end = self._ends.get(partition, 0)
-            wanted = [record for record in records if record.offset < end]
-            if wanted:
-                taken[partition] = wanted
-            if records[-1].offset + 1 >= end:
-                self._finish(partition)
+        taken: list[FetchedBatch] = []
+        for batch in batches:
+            end = self._ends.get(batch.partition, 0)
+            if batch.offset < end:
+                taken.append(batch.before(end))
+            if batch.next_offset >= end:
+                self._finish(batch.partition)
         return taken
 
     def look_again(self) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from kafka import OffsetAndMetadata, TopicPartition, errors
 
 from streaming.console import fail
-from streaming.ends import RESPONSE_TIMEOUT_MS, Ends, Offsets, Polled
-from streaming.kafka_client import Kafka, collect_rarely, committed_offsets
+from streaming.ends import RESPONSE_TIMEOUT_MS, Ends, Offsets
+from streaming.kafka_client import Kafka, committed_offsets
 from streaming.kafka_errors import CONNECTION_ERRORS, warn_about_expired_events
-from streaming.kafka_internals import Consumer
+from streaming.kafka_internals import Consumer, FetchedBatch
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
 from streaming.watch import (
@@ -26,7 +26,9 @@ from streaming.watch import (
     explain_missing_topic,
 )
 
-MAX_POLL_RECORDS = 5000  # per poll and per write
+# Per commit, or one batch that has more. A poll returns at most as many batches, which may have one
+# event each, or MAX_FETCH_BYTES of them
+MAX_EVENTS = 5000
 MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to five times in memory
 # What may follow a signal (a poll, a commit, leaving the group) has to fit in Stop.LIMIT
 POLL_TIMEOUT_MS = 700
@@ -65,7 +67,6 @@ class Follower:
             max_partition_fetch_bytes=MAX_FETCH_BYTES,
         )
         self._consumer = self._kafka.connect(Consumer, options)
-        collect_rarely()
         if self._group:
             self._membership = Membership(self._consumer, self._topic, self._group)
         else:
@@ -105,8 +106,8 @@ class Follower:
         firsts: Offsets = {**self._consumer.beginning_offsets(list(ends)), **starts}
         self._ends = Ends(self._consumer, ends, firsts)
 
-    def read(self, count: int | None) -> Iterator[list[Any]]:
-        """Yield events, poll by poll, until COUNT of them, the ends, or a request to stop.
+    def read(self, count: int | None) -> Iterator[list[FetchedBatch]]:
+        """Yield events, some at a time, until COUNT of them, the ends, or a request to stop.
 
         A poll without events yields an empty list. Signals are handled from the first one on.
         """
@@ -114,13 +115,12 @@ class Follower:
         self._stop.handle_signals()
         self.is_cut_short = bool(count or self._ends)
         remaining = count
-        for polled in self._polls():
-            wanted = first_events(polled, remaining)
-            self._reached = {p: records[-1].offset + 1 for p, records in wanted.items()}
-            records = [record for part in wanted.values() for record in part]
-            yield records
+        for batches in self._batches():
+            wanted = batches
             if remaining is not None:
-                remaining -= len(records)
+                wanted, remaining = first_events(batches, remaining)
+            self._reached = {batch.partition: batch.next_offset for batch in wanted}
+            yield wanted
             if remaining == 0:
                 self.is_cut_short = False
                 return
@@ -228,8 +228,8 @@ class Follower:
 
     # ------------------------------------------------------------ polling
 
-    def _polls(self) -> Iterator[Polled]:
-        """Yield the events of each poll until there is a request to stop, or the ends are reached.
+    def _batches(self) -> Iterator[list[FetchedBatch]]:
+        """Yield what each poll returns until there is a request to stop, or the ends are reached.
 
         Between polls, the watches deal with changes in Kafka and anything the client has lost.
         """
@@ -243,9 +243,11 @@ class Follower:
                 return
             polled = self._poll()
             has_read = has_read or bool(polled)
-            yield self._ends.take(polled) if self._ends else polled
-            if not self._stop.requested:
-                self._look_around(watches, has_events=bool(polled))
+            for batches in in_parts(polled):
+                yield self._ends.take(batches) if self._ends else batches
+                if self._stop.requested:
+                    return
+            self._look_around(watches, has_events=bool(polled))
 
     @property
     def _knows_partitions(self) -> bool:
@@ -273,27 +275,42 @@ class Follower:
         self._consumer.unsubscribe()
         self._subscribe()
 
-    def _poll(self) -> Polled:
+    def _poll(self) -> list[FetchedBatch]:
         """Return the next events; none while Kafka is away, which KafkaWatch reports.
 
         Wait for some, at most POLL_TIMEOUT_MS.
         """
         try:
-            return self._consumer.poll(  # type: ignore[no-any-return]
-                POLL_TIMEOUT_MS, max_records=MAX_POLL_RECORDS
-            )
+            polled = self._consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_EVENTS)
         except CONNECTION_ERRORS:
             self._stop.wait(RETRY_SECONDS)
-            return {}
+            return []
+        return [batch for batches in polled.values() for batch in batches]
 
 
-def first_events(polled: Polled, count: int | None) -> Polled:
-    """Return the first `count` events, or all of them if it is None."""
-    if count is None:
-        return polled
-    wanted: Polled = {}
-    for partition, records in polled.items():
-        if count > 0:
-            wanted[partition] = records[:count]
-            count -= len(records)
-    return wanted
+def in_parts(batches: list[FetchedBatch]) -> Iterator[list[FetchedBatch]]:
+    """Divide batches so that a part ends as soon as it has MAX_EVENTS; yield at least one part.
+
+    A reader of the output may be slow, and a fetch of compressed events may have millions.
+    """
+    part: list[FetchedBatch] = []
+    events = 0
+    for batch in batches:
+        part.append(batch)
+        events += batch.most_events
+        if events >= MAX_EVENTS:
+            yield part
+            part, events = [], 0
+    if part or not batches:
+        yield part
+
+
+def first_events(batches: list[FetchedBatch], count: int) -> tuple[list[FetchedBatch], int]:
+    """Return the first `count` events, and how many are missing if there are not so many."""
+    wanted: list[FetchedBatch] = []
+    for batch in batches:
+        if count:
+            first, events = batch.first(count)
+            wanted.append(first)
+            count -= events
+    return wanted, count

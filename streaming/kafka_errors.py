@@ -75,18 +75,15 @@ BY_WORDS = {
     r"AuthorizationFailed": NOT_AUTHORIZED,
     r"Compacted topic cannot accept message without key": NO_KEY,
     r"part of a batch which had .* invalid records": IN_REJECTED_BATCH,
+    r"write to an internal topic": Explanation(
+        "clients may not write to Kafka's own topics", "Check -t."
+    ),
     r"Topic (\S+) not found": Explanation("no such topic: {}"),
     r"throttled by broker": Explanation(THROTTLED),
     r"NotEnoughReplicas": Explanation(
         "too few in-sync replicas for the topic's min.insync.replicas", "Are all brokers running?"
     ),
     r"(partition \d+ has no leader)": Explanation("{}", "Are all brokers running?"),
-    r"partition=(\d+)\) at offset (\d+) failed crc check": Explanation(
-        "the event at partition {}, offset {} is corrupt: its checksum is wrong"
-    ),
-    r"(Found invalid record .*|Invalid (?:negative|record) .*|\d+ unconsumed .*)": Explanation(
-        "an event is corrupt: {}"
-    ),
     r"Libraries for (\w+) compression codec not found": Explanation(
         "the package for {} compression is not installed", "Run: pip install -r requirements.txt"
     ),
@@ -107,8 +104,9 @@ CONNECTION_ERRORS = (
 
 def words_of(error: Exception) -> str:
     """Return the error's message without the name of its class; the class's own if it has none."""
-    words = " ".join(map(str, error.args)) or getattr(error, "description", "") or str(error)
-    return str(words).rstrip(".")
+    words = [str(each) for each in error.args if each is not None]
+    text = " ".join(words) or getattr(error, "description", "") or str(error)
+    return str(text).rstrip(".")
 
 
 def explain_words(words: str) -> Explanation:

@@ -6,18 +6,21 @@ requirements.txt pins: to upgrade, read this file again and run all tests.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import copy
+from itertools import islice
 from typing import Any, NamedTuple
 
 import kafka
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
+from kafka.consumer.fetcher import Fetcher
 from kafka.producer.producer_batch import ProducerBatch
-from kafka.record.default_records import DefaultRecordBatch
+from kafka.protocol.consumer import IsolationLevel
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from streaming.console import fail
 from streaming.in_flight import Events, SentBatch
-from streaming.records import encode
+from streaming.records import Column, Malformed, Record, decode, decode_pairs, encode
 
 VERSION = "3.0.12"
 
@@ -210,7 +213,14 @@ def fill(batch: Any, events: Events, headers: bytes, batch_size: int) -> int:
 
 
 class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """A KafkaConsumer that names a partition without a leader, and reads any header name."""
+    """A KafkaConsumer whose poll() returns FetchedBatches, and counts these as its max_records.
+
+    It also names a partition without a leader.
+    """
+
+    def __init__(self, *topics: str, **options: Any) -> None:
+        super().__init__(*topics, **options)
+        self._fetcher.PartitionRecords = FetchedPartition
 
     def beginning_offsets(self, *arguments: Any, **options: Any) -> Any:
         with missing_leader_named():
@@ -219,18 +229,6 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
     def end_offsets(self, *arguments: Any, **options: Any) -> Any:
         with missing_leader_named():
             return super().end_offsets(*arguments, **options)
-
-    def poll(self, *arguments: Any, **options: Any) -> Any:
-        """Return the next events; none once, before the first header name that is not UTF-8."""
-        try:
-            return super().poll(*arguments, **options)
-        except errors.CorruptRecordError as error:
-            if "UnicodeDecodeError" not in str(error) or accepts_any_header_name():
-                raise
-        accept_any_header_name()
-        # The events of the failed batch are fetched again
-        self._fetcher._next_partition_records.drain()
-        return {}
 
 
 @contextmanager
@@ -258,40 +256,158 @@ def positions(consumer: Consumer) -> dict[TopicPartition, int]:
     return {partition: position.offset for partition, position in known.items()}
 
 
-# Kafka and other clients accept any bytes as the name of a header; kafka-python rejects an event
-# whose header name is not UTF-8 (no upstream issue was found). So its method that reads an event is
-# replaced, but only once needed, because the replacement is slower.
-READ_RECORD = DefaultRecordBatch._read_msg
+class FetchedPartition(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
+    """What was fetched of a partition. Yields its batches, where its parent class yields events.
+
+    The fetcher uses it as before: it looks only at `offset` of what it takes, and at
+    `next_fetch_offset`. An event takes half a microsecond instead of ten.
+    """
+
+    next_fetch_offset: int
+
+    def _unpack_records(
+        self, partition: TopicPartition, records: Any, *_: Any
+    ) -> "Iterator[FetchedBatch]":
+        while (batch := records.next_batch()) is not None:
+            if self.check_crcs and not batch.validate_crc():
+                raise corrupt(partition, batch.base_offset, "its checksum is wrong")
+            start = self.next_fetch_offset
+            if batch.magic < 2:
+                end = batch.base_offset + 1
+                found: FetchedBatch = OldBatch(partition, batch, start, end)
+                is_hidden = False
+            else:
+                self.leader_epoch = batch.leader_epoch
+                end = batch.next_offset
+                found = FetchedBatch(partition, batch, max(start, batch.base_offset), end)
+                is_hidden = self._is_hidden(batch)
+            self.next_fetch_offset = max(start, end)  # before the yield; also past what is hidden
+            if found.offset < end and not is_hidden:
+                self.bytes_read += batch.size_in_bytes
+                self.records_read += found.most_events
+                yield found
+        self.drain()
+
+    def _is_hidden(self, batch: Any) -> bool:
+        """Return whether a batch has no events, or those of a transaction that was aborted.
+
+        Compaction leaves batches without any record. The parent class fails with a RuntimeError
+        where such a one was an abort marker.
+        """
+        if not batch.records_count:
+            return True
+        if self.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
+            self._consume_aborted_transactions_up_to(batch.last_offset)
+            if self._contains_abort_marker(batch):
+                self.aborted_producer_ids.discard(batch.producer_id)
+            elif self._is_batch_aborted(batch):
+                return True
+        return batch.is_control_batch  # type: ignore[no-any-return]
 
 
-class HeaderName(str):
-    """The name of a header, which need not be UTF-8; encode() returns its bytes."""
+class FetchedBatch:
+    """The events that Kafka keeps together in one batch (a DefaultRecordBatch), or some of them.
 
-    def encode(self, *_: Any) -> bytes:
-        return super().encode("utf-8", "surrogateescape")
+    Their offsets are at least `offset`, and less than `next_offset`, where reading goes on. They
+    are decompressed and decoded anew each time they are read, and nothing of that is kept.
+    """
+
+    def __init__(
+        self, partition: TopicPartition, batch: Any, offset: int, next_offset: int
+    ) -> None:
+        self.partition, self._batch = partition, batch
+        self.offset, self.next_offset = offset, next_offset
+
+    @property
+    def most_events(self) -> int:
+        """How many events it has, at most."""
+        return self._batch.records_count  # type: ignore[no-any-return]
+
+    def before(self, offset: int) -> "FetchedBatch":
+        """Return the events before this offset."""
+        end = min(offset, self.next_offset)
+        return type(self)(self.partition, self._batch, self.offset, end)
+
+    def first(self, count: int) -> "tuple[FetchedBatch, int]":
+        """Return the first `count` events, and how many these are: fewer if there are no more."""
+        if self._is_whole and self.most_events <= count:
+            return self, self.most_events
+        offsets: list[int] = []
+        with suppress(errors.KafkaError):  # whoever reads the events meets it again
+            offsets += (record.offset for record in islice(self.records(), count))
+        part = self.before(offsets[-1] + 1) if len(offsets) == count else self
+        return part, len(offsets)
+
+    def pairs(self) -> Iterator[tuple[Column, Column]]:
+        """Yield keys and values, all at once if possible; raise what records() raises."""
+        if self._is_whole:
+            with suppress(Malformed):  # records() gets as far as possible
+                yield decode_pairs(self._data(), self.most_events)
+                return
+        for record in self.records():
+            yield [record.key], [record.value]
+
+    def records(self) -> Iterator[Record]:
+        """Yield the events; raise CorruptRecordError at one that is malformed.
+
+        Raise UnsupportedCodecError if the package that decompresses them is missing.
+        """
+        reached: int = self._batch.base_offset
+        try:
+            for record in self._decode():
+                reached = record.offset + 1
+                if self.offset <= record.offset < self.next_offset:
+                    yield record
+                if reached >= self.next_offset and not self._is_whole:
+                    return  # what is cut off may be malformed
+        except Malformed as error:
+            raise corrupt(self.partition, reached, str(error)) from None
+
+    @property
+    def _is_whole(self) -> bool:
+        starts_there = self.offset == self._batch.base_offset
+        return starts_there and self.next_offset == self._batch.next_offset  # type: ignore[no-any-return]
+
+    def _decode(self) -> Iterator[Record]:
+        batch = self._batch
+        start = (batch.base_offset, batch.first_timestamp)
+        records = decode(self._data(), batch.records_count, *start)
+        if batch.timestamp_type == batch.LOG_APPEND_TIME:
+            return (record._replace(timestamp=batch.max_timestamp) for record in records)
+        return records
+
+    def _data(self) -> bytes:
+        """Return the records, decompressed; raise Malformed or UnsupportedCodecError."""
+        batch = self._batch
+        if batch.compression_type:
+            batch = copy(batch)  # which would keep what it has decompressed
+            try:
+                batch._maybe_uncompress()
+            except errors.UnsupportedCodecError:
+                raise
+            except Exception as error:  # each codec's package has its own
+                raise Malformed(f"it cannot be decompressed ({error})") from None
+        return bytes(memoryview(batch._buffer)[batch._pos :])
 
 
-class LenientBuffer(bytes):
-    """The bytes of a batch of events; the text in it need not be UTF-8."""
+class OldBatch(FetchedBatch):
+    """An event, or several that are compressed together, from before Kafka 0.11 (format 0 or 1).
 
-    def __getitem__(self, index: Any) -> Any:
-        part = super().__getitem__(index)
-        return LenientBuffer(part) if isinstance(index, slice) else part
+    Its own offset (of a LegacyRecordBatch) is that of its last event. kafka-python decodes it.
+    """
 
-    def decode(self, *_: Any) -> str:
-        return HeaderName(super().decode("utf-8", "surrogateescape"))
+    _is_whole = False
 
+    @property
+    def most_events(self) -> int:
+        return self.next_offset - self.offset
 
-def read_record_leniently(batch: Any) -> Any:
-    """Read the next event of a batch, whatever its header names."""
-    if not isinstance(batch._buffer, LenientBuffer):
-        batch._buffer = LenientBuffer(batch._buffer)
-    return READ_RECORD(batch)
-
-
-def accepts_any_header_name() -> bool:
-    return DefaultRecordBatch._read_msg is read_record_leniently
+    def _decode(self) -> Iterator[Record]:
+        for record in copy(self._batch):
+            timestamp = -1 if record.timestamp is None else record.timestamp
+            yield Record(record.offset, timestamp, record.key, record.value, [])
 
 
-def accept_any_header_name() -> None:
-    DefaultRecordBatch._read_msg = read_record_leniently
+def corrupt(partition: TopicPartition, offset: int, reason: str) -> errors.CorruptRecordError:
+    where = f"partition {partition.partition}, offset {offset}"
+    return errors.CorruptRecordError(f"the event at {where} is corrupt: {reason}")

@@ -7,10 +7,16 @@ import json
 import os
 import select
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from streaming.console import fail
+from streaming.kafka_internals import FetchedBatch
+from streaming.records import Header
+
+WRITE_BYTES = 1 << 20  # what is written at once; a batch, or an event, may be larger
+# One for all, and text for what is the same in all events: json.dumps takes three times as long
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class Output:
@@ -24,14 +30,28 @@ class Output:
             os.fstat(1)
         except OSError as error:
             fail_to_write(error)
-        self._format: Callable[[Any], bytes] = (
-            format_json if as_json else functools.partial(format_line, separator=separator)
+        self._format: Callable[[FetchedBatch], Iterator[bytes]] = (
+            json_lines if as_json else functools.partial(plain_lines, separator=separator)
         )
         self._is_broken = False  # writing has failed because the reader is gone
 
-    def write(self, records: list[Any]) -> None:
-        """Write events; nothing if the reader is gone."""
-        self.write_lines([self._format(record) for record in records])
+    def write(self, batches: list[FetchedBatch]) -> None:
+        """Write events; nothing if the reader is gone.
+
+        Raise KafkaError at one that cannot be read, after those before it are written.
+        """
+        lines: list[bytes] = []
+        size = 0
+        try:
+            for batch in batches:
+                for some in self._format(batch):
+                    lines.append(some)
+                    size += len(some)
+                    if size >= WRITE_BYTES:
+                        self.write_lines(lines)
+                        lines, size = [], 0
+        finally:
+            self.write_lines(lines)
 
     def write_lines(self, lines: list[bytes]) -> None:
         r"""Write lines, adding the \n to each; nothing if the reader is gone."""
@@ -76,34 +96,44 @@ def fail_to_write(error: OSError) -> NoReturn:
     fail(f"cannot write to standard output: {error.strerror}")
 
 
-def format_line(record: Any, separator: bytes | None) -> bytes:
-    """Return the value; with a separator, the key and the separator come first.
+def plain_lines(batch: FetchedBatch, separator: bytes | None) -> Iterator[bytes]:
+    r"""Yield the values, with \n between them; with a separator, after the key and the separator.
 
     producer.py -K reads such lines.
     """
-    value: bytes = record.value or b""
-    if separator is None or record.key is None:
-        return value
-    return record.key + separator + value  # type: ignore[no-any-return]
+    for keys, values in batch.pairs():
+        lines = [value or b"" for value in values]
+        if separator is not None:
+            lines = [
+                line if key is None else key + separator + line
+                for key, line in zip(keys, lines, strict=True)
+            ]
+        yield b"\n".join(lines)
 
 
-def format_json(record: Any) -> bytes:
-    """Return a JSON object: topic, partition, offset, timestamp, key, value, headers."""
-    event = {name: getattr(record, name) for name in ("topic", "partition", "offset", "timestamp")}
-    event.update(json_field("key", record.key))
-    event.update(json_field("value", record.value))
-    event["headers"] = [
-        {**json_field("key", name.encode()), **json_field("value", value)}
-        for name, value in record.headers
-    ]
-    return json.dumps(event, ensure_ascii=False).encode()
+def json_lines(batch: FetchedBatch) -> Iterator[bytes]:
+    """Yield JSON objects: topic, partition, offset, timestamp, key, value, headers."""
+    topic, partition = batch.partition
+    start = f'{{"topic": {ENCODER.encode(topic)}, "partition": {partition}, "offset": '
+    for record in batch.records():
+        fields = f"{json_field('key', record.key)}, {json_field('value', record.value)}"
+        headers = ", ".join(map(json_header, record.headers))
+        yield (
+            f'{start}{record.offset}, "timestamp": {record.timestamp}, '
+            f'{fields}, "headers": [{headers}]}}'
+        ).encode()
 
 
-def json_field(name: str, data: bytes | None) -> dict[str, str | None]:
-    """Return {name: text}, or {name_base64: …} for bytes that are not UTF-8."""
+def json_header(header: Header) -> str:
+    name, value = header
+    return f"{{{json_field('key', name)}, {json_field('value', value)}}}"
+
+
+def json_field(name: str, data: bytes | None) -> str:
+    """Return `"name": "text"`, or `"name_base64": …` for bytes that are not UTF-8."""
     if data is None:
-        return {name: None}
+        return f'"{name}": null'
     try:
-        return {name: data.decode()}
+        return f'"{name}": {ENCODER.encode(data.decode())}'
     except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data).decode()}
+        return f'"{name}_base64": "{base64.b64encode(data).decode()}"'

@@ -1,5 +1,6 @@
 """What a topic holds from the last minutes, so that --backfill knows where an earlier run ended."""
 
+import itertools
 import time
 from contextlib import closing
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from streaming.timing import PATIENCE
 
 RECENT = 360  # seconds: a minute more than X resends
 MAX_EVENTS = 125_000  # six minutes of tweets at six times the usual rate
+MAX_BATCHES = 100  # per poll; most have an event each, none more than a megabyte
 READ_STALL = 8 * PATIENCE  # seconds without progress after which reading is given up
 
 
@@ -65,13 +67,14 @@ def read_to(consumer: Consumer, ends: dict[TopicPartition, int]) -> list[RecentE
     events: list[RecentEvent] = []
     deadline = time.monotonic() + READ_STALL
     while any(consumer.position(partition) < end for partition, end in ends.items()):
-        batches = consumer.poll(200, max_records=5000)
-        if batches:
+        polled = consumer.poll(200, max_records=MAX_BATCHES)
+        if polled:
             deadline = time.monotonic() + READ_STALL
         if time.monotonic() > deadline:
             raise errors.KafkaTimeoutError
-        for batch in batches.values():
-            events += [RecentEvent(max(event.timestamp, 0) / 1000, event.key) for event in batch]
+        for batch in itertools.chain.from_iterable(polled.values()):
+            for record in batch.records():
+                events.append(RecentEvent(max(record.timestamp, 0) / 1000, record.key))
         if len(events) > 2 * MAX_EVENTS:
             events = newest(events)
     return newest(events)

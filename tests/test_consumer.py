@@ -45,9 +45,10 @@ from conftest import (
     without,
 )
 from streaming import flags, output
-from streaming.kafka_internals import HeaderName
-from streaming.output import Output, format_line
+from streaming.output import Output, json_lines, plain_lines
+from streaming.records import Record
 from streaming.watch import Membership
+from test_fetched_batches import LAYOUT, with_records
 
 BIG = b"x" * 1000
 EXPIRED = (
@@ -71,6 +72,14 @@ def publish(producer: KafkaProducer, topic: str, events: range, **options: objec
     for event in events:
         producer.send(topic, b"%d" % event, **options)
     producer.flush()
+
+
+def publish_a_batch(kafka: Broker, topic: str, events: range, **options: object) -> None:
+    """Publish numbers as one batch, all with the same recent time (Kafka deletes old events)."""
+    with KafkaProducer(
+        bootstrap_servers=kafka.address, linger_ms=60_000, batch_size=1 << 20, **options
+    ) as client:
+        publish(client, topic, events, timestamp_ms=int(time.time() * 1000))
 
 
 def publish_2_megabytes(producer: KafkaProducer, topic: str, **options: object) -> None:
@@ -197,7 +206,22 @@ def test_a_line() -> None:
         (None, None, None, b""),
         (b"\xff", b"\0\r\n", b"\t", b"\xff\t\0\r\n"),
     ):
-        assert format_line(SimpleNamespace(key=key, value=value), separator) == line
+        batch: Any = SimpleNamespace(pairs=lambda pair=([key], [value]): [pair])
+        assert list(plain_lines(batch, separator)) == [line]
+
+
+def test_a_json_object_is_as_json_dumps_writes_it() -> None:
+    text = "".join(map(chr, [*range(0x100), 0x2028, 0xFFFF, 0x1F389])).encode()
+    for data in (None, b"", b'"', text):
+        record = Record(5, -1, data, data, [(b"", data), (text, None)])
+        batch: Any = SimpleNamespace(
+            partition=TopicPartition("a.topic", 7), records=lambda it=record: iter([it])
+        )
+        field = None if data is None else data.decode()
+        event = {"topic": "a.topic", "partition": 7, "offset": 5, "timestamp": -1}
+        headers = [{"key": "", "value": field}, {"key": text.decode(), "value": None}]
+        whole = {**event, "key": field, "value": field, "headers": headers}
+        assert list(json_lines(batch)) == [json.dumps(whole, ensure_ascii=False).encode()]
 
 
 def test_a_pipe_that_does_not_block_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,6 +563,61 @@ def test_a_damaged_event(
     check(scripts.start("consumer", "-t", topic), b"0\n", message, 1)
 
 
+def test_a_malformed_event(scripts: Scripts, topic: str, kafka: Broker) -> None:
+    """Its checksum is right, so a client has written it so. It is in a batch with others."""
+    publish_a_batch(kafka, topic, range(3))
+    path = kafka.data / "log" / f"{topic}-0" / "00000000000000000000.log"
+    batch = path.read_bytes()
+    records = bytearray(batch[LAYOUT.size :])
+    records[-8] += 2  # the length of the last one, of eight bytes
+    path.write_bytes(with_records(batch, bytes(records)))
+    reason = "the event at partition 0, offset 2 is corrupt"
+    where = "a record does not end where its length says"
+    message = f"consumer.py: cannot read topic {topic}: {reason}: {where}\n".encode()
+    runs = [scripts.start("consumer", "-t", topic, *flags) for flags in ([], ["-n", 3], ["-e"])]
+    fine = scripts.start("consumer", "-t", topic, "-n", 2)
+    for run in runs:
+        check(run, b"0\n1\n", message, 1)
+    check(fine, b"0\n1\n")
+
+
+def test_where_to_start_and_to_stop_inside_a_batch(
+    scripts: Scripts, topic: str, kafka: Broker
+) -> None:
+    """A group goes on exactly there."""
+    publish_a_batch(kafka, topic, range(100), compression_type="gzip")
+    run = ("consumer", "-t", topic)
+    last = scripts.start(*run, "--last", 30, "-e")
+    some = scripts.start(*run, "--last", 30, "-n", 7, "--json")
+    for first, end in ((0, 40), (40, 65)):
+        check(scripts.start(*run, "-g", topic, "-n", end - first), lines(range(first, end)))
+        assert committed(scripts, topic, topic) == {0: end}
+    check(scripts.start(*run, "-g", topic, "-e"), lines(range(65, 100)))
+    assert committed(scripts, topic, topic) == {0: 100}
+    check(last, lines(range(70, 100)))
+    events = [json.loads(line) for line in some.end().stdout.splitlines()]
+    assert [event["offset"] for event in events] == list(range(70, 77))
+    assert [event["value"] for event in events] == [str(number) for number in range(70, 77)]
+
+
+def test_compressed_events_that_expand_a_lot(scripts: Scripts, topic: str, kafka: Broker) -> None:
+    """A fetch has all of them, 100 MB; one batch at a time is in memory."""
+    settings = {"bootstrap.servers": kafka.address, "compression.type": "zstd"}
+    client = confluent_kafka.Producer({**settings, "message.max.bytes": 2_000_000})
+    for number in range(100):
+        client.produce(topic, b"%01000000d" % number)
+    assert client.flush(GUARD) == 0
+    with unread_pipe() as (reader, out):
+        consumer = scripts.start("consumer", "-t", topic, "-e", stdout=out, real=True)
+        os.close(out)
+        found = read_rest(reader, 99_000_000)
+        memory = consumer.memory()
+        found += read_rest(reader)
+    assert consumer.end().returncode == 0
+    assert sorted(found.splitlines()) == [b"%01000000d" % number for number in range(100)]
+    assert memory < 120
+
+
 def test_a_slow_reader_of_50_partitions(scripts: Scripts, topic: str, tmp_path: Path) -> None:
     """What the reader has not read stays in Kafka, not in memory."""
     path = tmp_path / "lines"
@@ -605,7 +684,12 @@ def test_header_names_that_are_not_utf8(
     scripts: Scripts, topic: str, producer: KafkaProducer
 ) -> None:
     """kafka-python rejects such an event. It is in a batch with others, and compressed."""
-    name = HeaderName(os.fsdecode(b"\xff\xfe"))
+
+    class Name(str):
+        def encode(self, *_: object) -> bytes:
+            return b"\xff\xfe"
+
+    name = Name()
     address = scripts.env["KAFKA_BOOTSTRAP_SERVERS"]
     options = {"compression_type": "gzip", "linger_ms": 1000}
     with KafkaProducer(bootstrap_servers=address, **options) as compressing:

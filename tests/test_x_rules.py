@@ -610,8 +610,11 @@ def test_of_a_full_topic_the_newest_events_are_kept(monkeypatch: pytest.MonkeyPa
     """Wherever they are: partitions are read one after the other."""
     monkeypatch.setattr(recent, "MAX_EVENTS", 3)
     polls = [
-        {0: [SimpleNamespace(timestamp=1000 * second, key=b"%d" % second)]}
-        for second in (101, 103, 105, 1, 2, 3, 102, -1)
+        {0: [Mock(records=lambda event=event: [event])]}
+        for event in (
+            SimpleNamespace(timestamp=1000 * second, key=b"%d" % second)
+            for second in (101, 103, 105, 1, 2, 3, 102, -1)
+        )
     ]
     consumer = Mock(poll=Mock(side_effect=polls))
     consumer.position = lambda partition: consumer.poll.call_count
