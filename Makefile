@@ -28,6 +28,9 @@ windows: packages ## the Windows tests, on a Windows Python under Wine; Debian o
 soak: packages ## twitter-stream.py under faults, kills and failing connects, then a day of a million tweets; ARGS=--help
 	@PYTHONPATH=demo $(BIN)/python tests/soak.py $(ARGS)
 
+mixture: packages ## random files published under faults, read back by kcat and compared; ARGS="--minutes 30 --seed 7"
+	@PYTHONPATH=demo $(BIN)/python tests/mixture.py $(ARGS)
+
 bench: packages ## measure the scripts against their alternatives; ARGS=--help
 	@PYTHONPATH=demo $(BIN)/python tests/bench.py $(ARGS)
 
@@ -48,4 +51,4 @@ clean: ## remove what the other targets made
 packages:
 	@$(PYTHON) demo/environment.py $(VENV)
 
-.PHONY: help packages demo broker test versions stress windows soak bench picture lint clean
+.PHONY: help packages demo broker test versions stress windows soak mixture bench picture lint clean
