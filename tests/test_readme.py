@@ -34,7 +34,7 @@ from conftest import (
     wait_until,
 )
 from picture import draw
-from streaming import kafka_errors, publish, recent, x_gaps, x_http, x_pacing
+from streaming import delivery, kafka_errors, recent, x_gaps, x_http, x_pacing
 from streaming.kafka_client import Kafka
 from streaming.stop import Stop
 from streaming.x_source import Counts
@@ -424,7 +424,7 @@ def test_the_packages_of_install_are_enough(lone_scripts: Scripts, tmp_path: Pat
         for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
             with suppress(FileExistsError):
                 (packages / name).symlink_to(str(found.locate_file(name)))
-    modules = ["follow", "listing", "output", "publish", "recent", "topics", "x_source"]
+    modules = ["delivery", "follow", "listing", "output", "recent", "topics", "x_source"]
     options = {"cwd": lone_scripts.folder, "env": {"PYTHONPATH": str(packages)}}
     program = f"{CODECS}import config, streaming.{', streaming.'.join(modules)}"
     done = Running([sys.executable, "-S", "-c", program], options).end()
@@ -448,7 +448,6 @@ def test_the_numbers_are_the_real_ones() -> None:
     assert importlib.import_module("twitter-stream").TIMEOUT == 3600
     connects, minutes = x_pacing.MAX_CONNECTS, x_pacing.CONNECT_WINDOW // 60
     network, http = x_pacing.NETWORK, x_pacing.HTTP
-    in_flight_bytes = publish.MAX_IN_FLIGHT_BYTES >> 20
     mebibytes = x_http.MAX_LINE_BYTES >> 20
     text = " ".join(TEXT.split())
     for quoted in (
@@ -464,7 +463,7 @@ def test_the_numbers_are_the_real_ones() -> None:
         f"only {WORDS[x_pacing.MAX_REFUSALS]} in a row",
         f"one that is over {mebibytes} MiB",
         f"more than {connects} times in {minutes} minutes, to stay within X's limit of 50 in 15",
-        f"{publish.MAX_IN_FLIGHT:,} events or tweets, or {in_flight_bytes} MB",
+        f"{delivery.MAX_IN_FLIGHT_BYTES >> 20} MB of events or tweets wait in memory",
         "twitter-stream.py for an hour",
         f"exits within {Stop.LIMIT:.0f} seconds",
     ):
@@ -477,9 +476,13 @@ def test_every_make_target_of_the_pages_exists() -> None:
     assert {"demo", "test", "stress"} <= named <= targets
 
 
-def test_the_tables_of_the_bench_name_all_that_it_measures() -> None:
-    """kcat is measured where it is installed; `-f raw` fails, as it prints b'...'."""
-    bench = importlib.import_module("bench")
-    names = {each.name for each in bench.producers() + bench.consumers()}
-    names -= {"kcat", "python -m kafka.consumer -f raw"}
-    assert all(f"| {name} |" in TEXT for name in names)
+def test_the_table_of_the_bench_has_all_that_it_measures() -> None:
+    found: dict[str, set[str]] = {}
+    title = ""
+    for cell, tool in re.findall(
+        r"^\| (.*?) ?\| \**(.+?)\** \|", PAGES["docs/speed.md"], re.MULTILINE
+    ):
+        title = cell or title
+        found.setdefault(title, set()).add(tool)
+    for work in importlib.import_module("bench").WORKS.values():
+        assert work.commands.keys() <= found[work.title_for(work.events)]
