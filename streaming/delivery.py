@@ -27,7 +27,7 @@ from streaming.timing import PATIENCE
 from streaming.topics import Topic
 
 # kafka-python itself has no limit; this counts encoded events and what is noted about them
-MAX_IN_FLIGHT_BYTES = 16 << 20
+MAX_IN_FLIGHT_BYTES = 8 << 20
 TICK = 0.2  # seconds between checks for changes
 
 TOO_LATE = Explanation("not acknowledged within KAFKA_DELIVERY_TIMEOUT_MS")

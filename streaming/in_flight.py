@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from streaming.records import Column
 
+BYTES_OF_NOTES = 12  # what is noted about each event: its number, its size
+
 
 class Events(NamedTuple):
     """Some events, in the order of the source: their numbers there, sizes, keys and values.
@@ -58,7 +60,7 @@ class SentBatch:
         self.encoded_bytes = 0
         self.parts: list[SentBatch] = []  # what it was split into
         self.future = future  # of the client, for the whole batch
-        self._numbers, self._sizes = array("Q"), array("Q")
+        self._numbers, self._sizes = array("Q"), array("I")
         self._moved = 0  # how many events the client has moved to the parts
 
     def add(self, numbers: Sequence[int], sizes: Sequence[int], encoded_bytes: int) -> None:
@@ -68,7 +70,7 @@ class SentBatch:
 
     @property
     def bytes_in_memory(self) -> int:
-        return self.encoded_bytes + 16 * len(self)
+        return self.encoded_bytes + BYTES_OF_NOTES * len(self)
 
     # What the client does with its list of futures
 
