@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for batches in follower.read(options.count):
             output.write(batches)
             if output.is_reader_gone():
-                return 0  # without a commit: who knows what it has read
+                return 0  # without a commit: there is no telling what it has read
             follower.commit()
         return stop.exit_status if follower.is_cut_short else 0
 

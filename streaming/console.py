@@ -72,9 +72,12 @@ def report_bugs() -> None:
 def _report_uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
+    package = PACKAGES.get((getattr(error, "name", None) or "").partition(".")[0])
+    if isinstance(error, ImportError) and package:
+        is_missing = isinstance(error, ModuleNotFoundError) and "." not in str(error.name)
+        problem = "is not installed" if is_missing else "is not the version that this needs"
         say(
-            f"the package {PACKAGES[error.name]} is not installed. "
+            f"the package {package} {problem}. "
             "Run: pip install -r requirements.txt (see Install in README.md)"
         )
     else:

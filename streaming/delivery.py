@@ -14,30 +14,30 @@ from typing import NamedTuple, cast
 from kafka import errors
 
 from streaming.console import pluralize
-from streaming.in_flight import Events, SentBatch
+from streaming.in_flight import Events, TrackedBatch
 from streaming.kafka_client import Kafka
 from streaming.kafka_errors import IN_REJECTED_BATCH, TOO_LARGE, Explanation
 from streaming.kafka_internals import Producer
 from streaming.partitioning import partitions_of
 from streaming.progress import Progress
 from streaming.records import MAX_OVERHEAD, Column, encode_headers
-from streaming.sources import Batch, Line, Source
+from streaming.sources import Chunk, Line, Source
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
 from streaming.topics import Topic
 
-# kafka-python itself has no limit; this counts encoded events and what is noted about them
+# kafka-python has no limit of its own. This is for encoded events and our notes on them
 MAX_IN_FLIGHT_BYTES = 8 << 20
 TICK = 0.2  # seconds between checks for changes
 
 TOO_LATE = Explanation("not acknowledged within KAFKA_DELIVERY_TIMEOUT_MS")
 NOT_SENT = Explanation("not sent, because the run had ended")
 
-Header = tuple[str, bytes]
+TextHeader = tuple[str, bytes]
 
 
 class Failure(NamedTuple):
-    """An event that was not delivered: its number in the source, and which one it is and why."""
+    """An event that was not delivered: its number in the source, and a text that says why."""
 
     number: int
     text: str
@@ -48,25 +48,25 @@ def earlier(known: Failure | None, other: Failure) -> Failure:
 
 
 class Failures:
-    """The events that were not delivered: how many, which one to name, and where to go on.
+    """The events that were not delivered: how many, which one to name, and where to resume.
 
-    Sizes are in bytes; the headers, which all events have, are added to them here.
+    Sizes are in bytes, without the headers, which all events share: they are added here.
     """
 
     def __init__(self, unit: str, header_bytes: int) -> None:
         self._unit, self._header_bytes = unit, header_bytes
         self.count = 0
-        self.first_undelivered = 0  # number of the first event that another run has to deliver
-        self._first: Failure | None = None  # that failed by itself
+        self.resume_at = 0  # number of the first event that another run has to deliver; 0: none
+        self._first: Failure | None = None  # that failed for a reason of its own
         self._first_bystander: Failure | None = None  # that failed because of another in its batch
 
     def add(self, numbers: Sequence[int], size: int, reason: Explanation) -> None:
-        """Count events that have failed for one reason; `size` is that of the first."""
+        """Count events that have failed for one reason; `size` is that of the first one."""
         self._count(numbers, size, reason)
-        self.first_undelivered = min(self.first_undelivered or numbers[0], numbers[0])
+        self.resume_at = min(self.resume_at or numbers[0], numbers[0])
 
     def add_skipped(self, number: int, size: int) -> str:
-        """Count an event that is too large; return a description."""
+        """Count an event that is too large, and not worth another try; return a description."""
         return self._count([number], size, TOO_LARGE).text
 
     def _count(self, numbers: Sequence[int], size: int, reason: Explanation) -> Failure:
@@ -87,7 +87,7 @@ class Failures:
 
 
 def column_sizes(column: Sequence[Line | None]) -> list[int]:
-    """Return how many bytes keys or values have; null has none."""
+    """Return the sizes of keys or values in bytes; null counts as 0."""
     if None in column:
         return [0 if part is None else len(part) for part in column]
     return list(map(len, cast(Sequence[Line], column)))
@@ -96,10 +96,11 @@ def column_sizes(column: Sequence[Line | None]) -> list[int]:
 class Delivery:
     """Events in flight to a topic, and their outcome.
 
-    `timeout` is how many seconds Kafka may take to acknowledge an event. The first failed delivery
-    ends the run: to keep the order, the events after it are not sent but counted as failed. (Those
-    already in flight by then may be in Kafka all the same.) An event that is too large is just
-    skipped.
+    The first failed delivery ends the run: to keep the order, the events after it are not sent but
+    counted as failed. (Those already in flight by then may still reach Kafka.) An event that is too
+    large counts as failed, but does not end the run. If no batch is settled for `stall_timeout`
+    seconds, or the topic's partitions are unknown for so long, the run ends, too; the client's own
+    delivery timeout is shorter, and normally acts first.
     """
 
     def __init__(
@@ -108,17 +109,17 @@ class Delivery:
         kafka: Kafka,
         topic: Topic,
         source: Source,
-        headers: Sequence[Header],
-        timeout: float,
+        headers: Sequence[TextHeader],
+        stall_timeout: float,
         stop: Stop,
     ) -> None:
         self._producer, self._kafka, self._topic = producer, kafka, topic
-        self._source, self._timeout, self._stop = source, timeout, stop
+        self._source, self._stall_timeout, self._stop = source, stall_timeout, stop
         encoded_headers = [(name.encode(), value) for name, value in headers]
         self._headers = encode_headers(encoded_headers)
         header_bytes = sum(len(name) + len(value) for name, value in encoded_headers)
         self._progress = Progress(source, kafka)
-        self._in_flight: list[SentBatch] = []  # oldest first
+        self._in_flight: list[TrackedBatch] = []  # oldest first
         self._partition: int | None = None  # where events without a key go at the moment
         self._last_progress_at = 0.0  # when a batch was last settled, or the first one begun
         self._read = 0
@@ -128,11 +129,11 @@ class Delivery:
 
     # ------------------------------------------------------------ sending
 
-    def send(self, batch: Batch) -> None:
+    def send(self, chunk: Chunk) -> None:
         """Hand events to the client, waiting first if too much is in flight."""
         while self._is_full and not self._stop.is_overdue:
             self._wait()
-        events = self._number(batch)
+        events = self._number(chunk)
         if not self._has_ended:
             events = self._skip_too_large(events)
         if events.numbers:
@@ -141,20 +142,20 @@ class Delivery:
                 self.failures.add(events.numbers, events.sizes[0], partitions)
             else:
                 self._append(events, partitions)
-        self._read += len(batch.values)
+        self._read += len(chunk.values)
 
     @property
     def _is_full(self) -> bool:
         return sum(batch.bytes_in_memory for batch in self._in_flight) >= MAX_IN_FLIGHT_BYTES
 
-    def _number(self, batch: Batch) -> Events:
+    def _number(self, chunk: Chunk) -> Events:
         """Number events in the order of the source, and note their sizes."""
-        sizes = column_sizes(batch.values)
-        if batch.keys:
-            sizes = list(map(add, sizes, column_sizes(batch.keys)))
+        sizes = column_sizes(chunk.values)
+        if chunk.keys:
+            sizes = list(map(add, sizes, column_sizes(chunk.keys)))
         numbers = range(self._read + 1, self._read + 1 + len(sizes))
-        # No oversized line goes on from here: it is skipped, or the run has ended
-        return Events(numbers, sizes, batch.keys, cast(Column, batch.values))
+        # An OversizedLine gets no further: it is skipped, or the run has ended
+        return Events(numbers, sizes, chunk.keys, cast(Column, chunk.values))
 
     def _skip_too_large(self, events: Events) -> Events:
         """Count and report the events that are too large; return the others."""
@@ -170,24 +171,26 @@ class Delivery:
     def _find_partitions(self) -> set[int] | Explanation:
         """Return the topic's partitions, or why nothing can be sent to it.
 
-        Keep trying while Kafka does not name them.
+        Retry until Kafka names them.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self._stall_timeout
         reason = NOT_SENT
         while not (self._has_ended or self._stop.is_overdue):
             try:
                 return self._producer.partitions_for(self._topic.name)  # type: ignore[no-any-return]
             except errors.KafkaTimeoutError:
                 if time.monotonic() > deadline:
-                    return self._end(TOO_LATE)
+                    self._end()
+                    return TOO_LATE
                 self.check()
                 reason = self._not_in_time()
             except errors.KafkaError as error:
-                return self._end(self._kafka.explain(error))
+                self._end()
+                return self._kafka.explain(error)
         return reason
 
     def _append(self, events: Events, partitions: set[int]) -> None:
-        """Add events to batches: those with a key in the partition that the key belongs to."""
+        """Add events to batches; a key determines its event's partition."""
         if events.keys is None or len(partitions) == 1:
             while events.numbers:
                 events = self._append_some(events, self._pick_partition(partitions))
@@ -203,9 +206,9 @@ class Delivery:
                 rest = self._append_some(rest, partition)
 
     def _pick_partition(self, partitions: set[int]) -> int:
-        """Return where events without a key go: to one partition until its batch is full or sent.
+        """Return the partition for the next events without a key.
 
-        Then to another one, which has a leader if possible.
+        It is the same one until its batch is full or sent; then another, preferably with a leader.
         """
         name = self._topic.name
         if self._partition is None or not self._producer.is_filling(name, self._partition):
@@ -215,18 +218,18 @@ class Delivery:
         return self._partition
 
     def _append_some(self, events: Events, partition: int) -> Events:
-        """Add as many events as fit to a batch; return the others."""
+        """Add as many events as fit to a batch; return the rest."""
         appended = self._producer.append(self._topic.name, partition, events, self._headers)
         if appended.is_new:
             if not self._in_flight:
                 self._last_progress_at = time.monotonic()
             self._in_flight.append(appended.batch)
-        return events.part(appended.events)
+        return events.part(appended.event_count)
 
     # ------------------------------------------------------------ settling
 
     def check(self) -> None:
-        """Settle the batches whose outcome is known, and report progress if it is time."""
+        """Settle the batches whose outcome is known, and report progress if it is due."""
         for batch in [batch for batch in self._in_flight if batch.is_split]:
             self._replace_by_parts(batch)
         for batch in [batch for batch in self._in_flight if batch.is_done]:
@@ -234,11 +237,11 @@ class Delivery:
             self._settle(batch)
         self._progress.report(self._read, self._acknowledged, self.failures.count)
 
-    def _replace_by_parts(self, batch: SentBatch) -> None:
-        """Keep the parts of a batch that was larger than Kafka accepts."""
+    def _replace_by_parts(self, batch: TrackedBatch) -> None:
+        """Track the parts of a batch that was too large for Kafka; make later batches smaller."""
         place = self._in_flight.index(batch)
         self._in_flight[place : place + 1] = batch.parts
-        self._producer.limit_batches(batch.parts[0].encoded_bytes)
+        self._producer.limit_batches(batch.encoded_bytes // 2)
 
     def _wait(self) -> None:
         """Settle what is done, then wait for the oldest batch in flight, for at most one TICK."""
@@ -246,21 +249,22 @@ class Delivery:
         if not self._in_flight:
             return
         self._in_flight[0].wait(TICK)
-        if time.monotonic() > self._last_progress_at + self._timeout:
+        if time.monotonic() > self._last_progress_at + self._stall_timeout:
             self._settle(self._in_flight.pop(0))  # the client has lost track of it
 
-    def _settle(self, batch: SentBatch) -> None:
+    def _settle(self, batch: TrackedBatch) -> None:
         """Count a batch's events as acknowledged, or as failed if not acknowledged by now."""
         self._last_progress_at = time.monotonic()
-        self._acknowledged += len(batch)
-        # Asked only once, as the client's thread may settle it right now
+        # is_done is asked only once: the client's thread may complete the batch at any moment
         failed = batch.failed() if batch.is_done else [batch.all_failed(None)]
+        self._acknowledged += len(batch) - sum(len(each.numbers) for each in failed)
         for each in failed:
-            self._acknowledged -= len(each.numbers)
-            self.failures.add(each.numbers, each.size, self._end(self._reason(each.error)))
+            self.failures.add(each.numbers, each.size, self._reason(each.error))
+        if failed:
+            self._end()
 
     def _reason(self, error: Exception | None) -> Explanation:
-        """Return why an event was not delivered; without an error, it has no outcome yet."""
+        """Return why an event was not delivered; `error` is None if there is no outcome yet."""
         if error is None:
             return self._not_in_time()
         if isinstance(error, (errors.KafkaTimeoutError, errors.RequestTimedOutError)):
@@ -271,11 +275,10 @@ class Delivery:
         """Explain why an event has no outcome by the end of the run."""
         return Explanation(f"not acknowledged in time: {self._kafka.trouble()}")
 
-    def _end(self, reason: Explanation) -> Explanation:
-        """End the run because an event was not delivered, for this reason."""
+    def _end(self) -> None:
+        """End the run because an event was not delivered."""
         self._has_ended = True
         self._stop.request()
-        return reason
 
     def finish(self) -> None:
         """Wait for events in flight; count those not acknowledged in time as failed."""
@@ -286,15 +289,15 @@ class Delivery:
             self._settle(batch)
 
     def close(self) -> None:
-        """Close the client; everything promised is done, or was reported as failed."""
+        """Close the client; by now, each event is acknowledged or counted as failed."""
         with suppress(Exception):
             self._producer.close(timeout=0 if self.failures.count else PATIENCE)
 
     def summary(self, is_exhausted: bool) -> str:
-        """Say what was published and what was not; `is_exhausted`: the source reached its end."""
+        """Say what was published and what was not; `is_exhausted`: everything was read."""
         published = pluralize(self._acknowledged, self._source.unit)
         summary = f"published {published} to {self._topic.name}{self._source.details()}"
-        next_number = self.failures.first_undelivered or (0 if is_exhausted else self._read + 1)
+        next_number = self.failures.resume_at or (0 if is_exhausted else self._read + 1)
         place = self._source.place(next_number) if next_number else ""
         if place:
             summary += f", stopped before {place}"

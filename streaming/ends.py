@@ -22,7 +22,8 @@ class Ends:
 
     def __init__(self, consumer: Consumer, ends: Offsets, firsts: Offsets) -> None:
         self._consumer, self._ends = consumer, ends
-        # A group's offset may be beyond the end of a topic that was recreated: it is read anew
+        # != as a group's offset may be beyond the end if the topic was recreated: then it is read
+        # from its beginning
         self._unfinished = {p for p, end in ends.items() if firsts[p] != end}
 
     def are_reached(self, knows_partitions: bool) -> bool:
@@ -36,10 +37,10 @@ class Ends:
         return knows_partitions and not self._unfinished & self._consumer.assignment()
 
     def take(self, batches: list[FetchedBatch]) -> list[FetchedBatch]:
-        """Return the events that come before the ends, and finish the partitions that reach it."""
+        """Return the events before the ends; finish the partitions that have reached theirs."""
         taken: list[FetchedBatch] = []
         for batch in batches:
-            end = self._ends.get(batch.partition, 0)
+            end = self._ends.get(batch.partition, 0)  # 0: the partition was added later
             if batch.offset < end:
                 taken.append(batch.before(end))
             if batch.next_offset >= end:
@@ -47,7 +48,7 @@ class Ends:
         return taken
 
     def look_again(self) -> None:
-        """Finish partitions that are at their end, although no event has shown it.
+        """Finish partitions that are at their end, even if no event has shown it.
 
         An end has moved back if the topic was deleted and recreated.
         """
@@ -64,7 +65,7 @@ class Ends:
                 self._finish(partition)
 
     def _finish(self, partition: TopicPartition) -> None:
-        """Read no more of a partition, however much arrives there."""
+        """Stop reading a partition, however much arrives there."""
         self._unfinished.discard(partition)
         with suppress(KeyError):  # it is no longer assigned
             self._consumer.pause(partition)

@@ -26,9 +26,7 @@ from streaming.watch import (
     explain_missing_topic,
 )
 
-# Per commit, or one batch that has more. A poll returns at most as many batches, which may have one
-# event each, or MAX_FETCH_BYTES of them
-MAX_EVENTS = 5000
+EVENTS_PER_POLL = 5000  # and per commit: about as many, or one batch that has more
 MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to five times in memory
 # What may follow a signal (a poll, a commit, leaving the group) has to fit in Stop.LIMIT
 POLL_TIMEOUT_MS = 700
@@ -41,8 +39,8 @@ RETRY_SECONDS = 0.2  # after a poll that failed because Kafka is away
 class Follower:
     """Reads a topic from where it is told to start, alone or as a member of a group.
 
-    A context manager: it connects, and disconnects or leaves the group at the end. It exits with
-    the reason if the topic cannot be read.
+    Use it as a context manager: it connects on entry, and disconnects (and leaves the group) on
+    exit. It ends the script with the reason if the topic cannot be read.
     """
 
     def __init__(self, kafka: Kafka, topic: str, group: str | None, stop: Stop) -> None:
@@ -51,7 +49,8 @@ class Follower:
         self._membership: Membership | None = None
         self._starts: Offsets = {}
         self._ends: Ends | None = None  # None: it has no end
-        self._reached: Offsets = {}  # where the events that were yielded last end
+        self._max_batches = 1  # of the next poll; the batches of the last one tell their usual size
+        self._reached: Offsets = {}  # the offsets after the events that were yielded last
         self.is_cut_short = False  # COUNT or the ends have not been reached
 
     def __enter__(self) -> "Follower":
@@ -81,7 +80,7 @@ class Follower:
             if isinstance(error, errors.KafkaError):
                 fail(f"cannot read topic {self._topic}: {self._kafka.explain(error)}")
         finally:
-            with suppress(Exception):  # everything promised is done
+            with suppress(Exception):  # nothing that matters is left to do
                 self._consumer.close(timeout_ms=LEAVE_TIMEOUT_MS)
 
     def start_at(self, latest: bool, last: int | None, since: int | None) -> None:
@@ -109,7 +108,7 @@ class Follower:
     def read(self, count: int | None) -> Iterator[list[FetchedBatch]]:
         """Yield events, some at a time, until COUNT of them, the ends, or a request to stop.
 
-        A poll without events yields an empty list. Signals are handled from the first one on.
+        A poll without events yields an empty list. Signals are handled from the first poll on.
         """
         self._begin()
         self._stop.handle_signals()
@@ -161,7 +160,7 @@ class Follower:
         }
 
     def _set_starts(self, flag: str, starts: Offsets) -> None:
-        """Set where to start; `flag` has asked for it.
+        """Set where to start, as `flag` asks.
 
         For a group, commit it where it has no committed offset yet. auto_offset_reset will not do:
         it would lose events that arrive before the first commit.
@@ -196,7 +195,7 @@ class Follower:
     def _begin(self) -> None:
         """Join the group, or go to where to start in all partitions."""
         if self._group:
-            self._subscribe()  # not before: it has committed where to start, which no member may
+            self._subscribe()  # only now: Kafka refuses start_at()'s commit if there are members
         if not self._partitions():
             explain_missing_topic(self._kafka, self._topic, may_wait=not self._ends)
         elif not self._group:
@@ -221,8 +220,8 @@ class Follower:
             self._consumer.seek(partition, self._starts[partition])
         added = assigned - self._starts.keys()
         if self._starts and added:
-            self._consumer.seek_to_beginning(*added)  # that poll may have begun to read them
-        # The client requests all positions that it does not know; a poll would wait 0.1 s first
+            self._consumer.seek_to_beginning(*added)  # the polls above may have begun to read them
+        # This makes the client ask for all unknown positions at once; a poll would wait 0.1 s first
         for partition in list(assigned)[:1]:
             self._consumer.position(partition, POSITION_TIMEOUT_MS)
 
@@ -243,11 +242,9 @@ class Follower:
                 return
             polled = self._poll()
             has_read = has_read or bool(polled)
-            for batches in in_parts(polled):
-                yield self._ends.take(batches) if self._ends else batches
-                if self._stop.requested:
-                    return
-            self._look_around(watches, has_events=bool(polled))
+            yield self._ends.take(polled) if self._ends else polled
+            if not self._stop.requested:
+                self._look_around(watches, has_events=bool(polled))
 
     @property
     def _knows_partitions(self) -> bool:
@@ -276,37 +273,24 @@ class Follower:
         self._subscribe()
 
     def _poll(self) -> list[FetchedBatch]:
-        """Return the next events; none while Kafka is away, which KafkaWatch reports.
+        """Wait up to POLL_TIMEOUT_MS for events and return them.
 
-        Wait for some, at most POLL_TIMEOUT_MS.
+        There are none while Kafka is away, which KafkaWatch reports.
         """
         try:
-            polled = self._consumer.poll(POLL_TIMEOUT_MS, max_records=MAX_EVENTS)
+            polled = self._consumer.poll(POLL_TIMEOUT_MS, max_records=self._max_batches)
         except CONNECTION_ERRORS:
             self._stop.wait(RETRY_SECONDS)
             return []
-        return [batch for batches in polled.values() for batch in batches]
-
-
-def in_parts(batches: list[FetchedBatch]) -> Iterator[list[FetchedBatch]]:
-    """Divide batches so that a part ends as soon as it has MAX_EVENTS; yield at least one part.
-
-    A reader of the output may be slow, and a fetch of compressed events may have millions.
-    """
-    part: list[FetchedBatch] = []
-    events = 0
-    for batch in batches:
-        part.append(batch)
-        events += batch.most_events
-        if events >= MAX_EVENTS:
-            yield part
-            part, events = [], 0
-    if part or not batches:
-        yield part
+        found = [batch for batches in polled.values() for batch in batches]
+        if found:
+            events = sum(batch.most_events for batch in found)
+            self._max_batches = max(1, EVENTS_PER_POLL * len(found) // events)
+        return found
 
 
 def first_events(batches: list[FetchedBatch], count: int) -> tuple[list[FetchedBatch], int]:
-    """Return the first `count` events, and how many are missing if there are not so many."""
+    """Return the first `count` events, and how many are still missing."""
     wanted: list[FetchedBatch] = []
     for batch in batches:
         if count:

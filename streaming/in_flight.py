@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from streaming.records import Column
 
-BYTES_OF_NOTES = 12  # what is noted about each event: its number, its size
+BYTES_PER_EVENT = 12  # what is noted about it: 8 for its number, 4 for its size
+BYTES_PER_BATCH = 1500  # the client's objects, and ours
 
 
 class Events(NamedTuple):
-    """Some events, in the order of the source: their numbers there, sizes, keys and values.
+    """Some events, in the order of the source: their numbers in it, sizes, keys and values.
 
-    A size is that of key and value, in bytes. Without `keys`, all keys are null.
+    A size is that of key and value together, in bytes. Without `keys`, all keys are null.
     """
 
     numbers: Sequence[int]
@@ -21,7 +22,7 @@ class Events(NamedTuple):
     values: Column
 
     def part(self, start: int, end: int | None = None) -> "Events":
-        """Return the events from one index to another, as a slice does."""
+        """Return a slice of the events."""
         return Events(
             self.numbers[start:end],
             self.sizes[start:end],
@@ -39,27 +40,30 @@ class Events(NamedTuple):
         )
 
 
-class Failed(NamedTuple):
+class FailedEvents(NamedTuple):
     """Events that were not delivered, for one reason."""
 
     numbers: Sequence[int]
     size: int  # of the first one, in bytes
-    error: Exception | None  # None: neither has said anything yet
+    error: Exception | None  # None: there is no outcome yet
 
 
-class SentBatch:
+class TrackedBatch:
     """The events of one batch of the client, and what became of them.
 
     The client keeps a future for each event, but uses it only if it splits a batch because Kafka
     rejects it as too large: it then binds each event's future to that of its new batch. So this
-    takes the place of its list of futures, and makes them only when they are asked for.
+    object replaces that list, and creates futures only on request.
+
+    The main thread adds events, under the partition's lock, until the client closes the batch; from
+    then on, only the client's thread changes it.
     """
 
     def __init__(self, future: Any) -> None:
         self.is_full = False
         self.encoded_bytes = 0
-        self.parts: list[SentBatch] = []  # what it was split into
-        self.future = future  # of the client, for the whole batch
+        self.parts: list[TrackedBatch] = []  # what it was split into
+        self.future = future  # the client's, for the whole batch
         self._numbers, self._sizes = array("Q"), array("I")
         self._moved = 0  # how many events the client has moved to the parts
 
@@ -70,9 +74,9 @@ class SentBatch:
 
     @property
     def bytes_in_memory(self) -> int:
-        return self.encoded_bytes + BYTES_OF_NOTES * len(self)
+        return self.encoded_bytes + BYTES_PER_EVENT * len(self) + BYTES_PER_BATCH
 
-    # What the client does with its list of futures
+    # What the client uses of its list of futures
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -80,20 +84,21 @@ class SentBatch:
     def __getitem__(self, index: int) -> "EventOfBatch":
         return EventOfBatch(self, index)
 
-    def move(self, index: int, future: Any) -> "SentBatch":
-        """Move an event to the new batch that has this future, and return that one."""
+    def move(self, index: int, future: Any) -> "TrackedBatch":
+        """Move an event to the new batch that has this future, and return that batch."""
         if not (self.parts and self.parts[-1].future is future):
-            self.parts.append(SentBatch(future))
+            self.parts.append(TrackedBatch(future))
         part = self.parts[-1]
-        part.add([self._numbers[index]], [self._sizes[index]], self._sizes[index])
+        share = self.encoded_bytes // len(self)
+        part.add([self._numbers[index]], [self._sizes[index]], share)
         self._moved += 1
         return part
 
-    # What became of it; the client's thread may change that at any time
+    # The outcome; the client's thread may change it at any time
 
     @property
     def is_split(self) -> bool:
-        """Whether its parts have taken its place."""
+        """Whether all events have moved to the parts: then it will never be done itself."""
         return self._moved == len(self)
 
     @property
@@ -101,30 +106,32 @@ class SentBatch:
         return bool(self.future.is_done)
 
     def wait(self, seconds: float) -> None:
-        """Wait until it is done, or for this time."""
+        """Wait until it is done, but no longer than this."""
         self.future.wait(seconds)
 
-    def failed(self) -> list[Failed]:
-        """Return which events were not delivered, once it is done."""
+    def failed(self) -> list[FailedEvents]:
+        """Return the events that were not delivered; call it only once it is done."""
         _base_offset, _timestamp, error_of = self.future.value
         if error_of is None:
             return []
-        if error_of(0) is error_of(len(self) - 1):  # the same for all
+        # One error for all, unless Kafka has named single events: then each call makes a new one
+        if error_of(0) is error_of(len(self) - 1):
             return [self.all_failed(error_of(0))]
         return [
-            Failed([number], size, error_of(index))
+            FailedEvents([number], size, error_of(index))
             for index, (number, size) in enumerate(zip(self._numbers, self._sizes, strict=True))
         ]
 
-    def all_failed(self, error: Exception | None) -> Failed:
-        return Failed(self._numbers, self._sizes[0], error)
+    def all_failed(self, error: Exception | None) -> FailedEvents:
+        return FailedEvents(self._numbers, self._sizes[0], error)
 
 
 class EventOfBatch:
-    """An event's future, as far as the client uses it when it splits a batch."""
+    """Stands in for an event's future: only what the client uses when it splits a batch."""
 
-    def __init__(self, batch: SentBatch, index: int) -> None:
+    def __init__(self, batch: TrackedBatch, index: int) -> None:
         self._batch, self._index = batch, index
 
     def rebind(self, future: Any, index: int) -> None:
+        """Move the event to another batch, for the first time or again."""
         self._batch, self._index = self._batch.move(self._index, future), index

@@ -1,4 +1,4 @@
-"""Every use of what kafka-python does not document; nothing else relies on its internals.
+"""All uses of what kafka-python does not document; no other file relies on its internals.
 
 Each entry says what it does and why. All were checked with kafka-python 3.0.12, which
 requirements.txt pins: to upgrade, read this file again and run all tests.
@@ -19,7 +19,7 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from streaming.console import fail
-from streaming.in_flight import Events, SentBatch
+from streaming.in_flight import Events, TrackedBatch
 from streaming.records import Column, Malformed, Record, decode, decode_pairs, encode
 
 VERSION = "3.0.12"
@@ -91,7 +91,7 @@ def create_topic(
 
 
 def topic_setting(admin: Any, resource: Any, name: str) -> str | None:
-    """Return a setting of a topic (a ConfigResource); None if Kafka does not tell."""
+    """Return a setting of a topic (a ConfigResource); None if Kafka does not say."""
     found = admin.describe_configs([resource], config_filter="all")["topic"]
     return _values(found[resource.name]).get(name)
 
@@ -106,32 +106,40 @@ def _values(configs: dict[str, dict[str, Any]]) -> dict[str, str | None]:
 class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no types
     """A KafkaProducer that takes many events at a time.
 
-    send() makes a future, takes a lock and formats a debug line for every event, which takes ten
-    times as long as to encode it. append() does what send() does with the batches that wait for
-    the client's thread, but fills them with many records at once. That thread does the rest as
-    ever: header, sequence number, checksum, compression, retries.
+    send() makes a future, takes a lock and formats a debug line for every event, which takes far
+    longer than encoding it. Like send(), append() adds to the batches that wait for the client's
+    thread, but many events at once. That thread still does the rest: header, sequence
+    number, checksum, compression, retries.
     """
 
-    def __del__(self) -> None:
-        """Leave it to close().
+    def __init__(self, **options: Any) -> None:
+        """Connect; raise UnsupportedVersionError if Kafka is too old for our record batches."""
+        super().__init__(**options)
+        if self._accumulator.config["message_version"] < 2:
+            self.close(timeout=0)
+            raise errors.UnsupportedVersionError("publishing needs Kafka 0.11 or later")
 
-        The client's own would close it once more when Python exits, and show a traceback there if
-        Kafka is away (kafka-python issues 741 and 1872 are about others like it).
+    def __del__(self) -> None:
+        """Do nothing: close() is called explicitly.
+
+        KafkaProducer's own would close it again when Python exits, and show a traceback if Kafka is
+        away (kafka-python issues 741 and 1872 report similar ones).
         """
 
-    def append(self, topic: str, number: int, events: Events, headers: bytes) -> "Appended":
+    def append(self, topic: str, partition: int, events: Events, headers: bytes) -> "Appended":
         """Add as many of these events as fit to the partition's newest batch, or to a new one.
 
-        None fit if that batch is full; the next call then begins a new one. `headers` are encoded.
+        None fit if that batch is full; the next call then begins a new one. `headers` are already
+        encoded.
         """
         accumulator = self._accumulator
-        partition = TopicPartition(topic, number)
-        with accumulator._tp_lock(partition):  # the client's thread takes it to send a batch
-            queue = accumulator._batches[partition]
+        topic_partition = TopicPartition(topic, partition)
+        with accumulator._tp_lock(topic_partition):  # the client's thread takes it, too
+            queue = accumulator._batches[topic_partition]
             is_new = not has_open_batch(queue)
-            batch = self._new_batch(partition) if is_new else queue[-1]
+            batch = self._new_batch(topic_partition) if is_new else queue[-1]
             count = fill(batch, events, headers, accumulator.config["batch_size"])
-            sent: SentBatch = batch._record_futures
+            sent: TrackedBatch = batch._record_futures
             sent.is_full = count < len(events.values)
             if is_new:
                 queue.append(batch)
@@ -146,17 +154,17 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no type
             config["message_version"], config["compression_attrs"], config["batch_size"]
         )
         batch = ProducerBatch(partition, records)
-        batch._record_futures = SentBatch(batch.produce_future)
+        batch._record_futures = TrackedBatch(batch.produce_future)
         return batch
 
-    def is_filling(self, topic: str, number: int) -> bool:
+    def is_filling(self, topic: str, partition: int) -> bool:
         """Return whether append() would add to a batch that waits in the partition's queue."""
-        partition = TopicPartition(topic, number)
-        with self._accumulator._tp_lock(partition):
-            return has_open_batch(self._accumulator._batches[partition])
+        topic_partition = TopicPartition(topic, partition)
+        with self._accumulator._tp_lock(topic_partition):
+            return has_open_batch(self._accumulator._batches[topic_partition])
 
     def limit_batches(self, size: int) -> None:
-        """Make all further batches at most this large, in bytes."""
+        """Limit all later batches to this many bytes, also those that the client makes."""
         config = self._accumulator.config
         config["batch_size"] = min(config["batch_size"], size)
 
@@ -166,56 +174,58 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no type
 
 
 class Appended(NamedTuple):
-    """The batch that append() has added to, and how many events."""
+    """The batch that append() has added to, and how many events it has added."""
 
-    batch: SentBatch
+    batch: TrackedBatch
     is_new: bool
-    events: int
+    event_count: int
 
 
 def has_open_batch(queue: Sequence[Any]) -> bool:
     """Return whether the last batch of a partition's queue can take more events.
 
-    It must be one of ours, not made by the client when it split another, and the client must not
-    have closed it because it was sent, has expired or was aborted.
+    It must be ours, not one that the client made by splitting, and still open: the client closes a
+    batch when it is sent, expires or is aborted.
     """
     if not queue:
         return False
     sent = queue[-1]._record_futures
-    return isinstance(sent, SentBatch) and not (sent.is_full or queue[-1].records._closed)
+    return isinstance(sent, TrackedBatch) and not (sent.is_full or queue[-1].records._closed)
 
 
 def fill(batch: Any, events: Events, headers: bytes, batch_size: int) -> int:
-    """Add as many of the events to a batch as fit, as its records' own append() does; how many."""
+    """Add as many events as fit, as the batch's own append() does; return how many."""
     records, builder = batch.records, batch.records._builder
     now = int(time.time() * 1000)
-    if builder._first_timestamp is None:
-        builder._first_timestamp = builder._max_timestamp = now
+    first = now if builder._first_timestamp is None else builder._first_timestamp
     encoded = encode(
         events.keys,
         events.values,
         headers,
-        timestamp_delta=now - builder._first_timestamp,
+        timestamp_delta=now - first,
         first_offset=records._next_offset,
         room=batch_size - len(builder._buffer),
     )
+    if not encoded.event_count:
+        return 0
     builder._buffer += encoded.records
-    builder._max_timestamp = max(builder._max_timestamp, now)
-    builder._num_records += encoded.events
-    records._next_offset += encoded.events
+    builder._first_timestamp = first
+    builder._max_timestamp = max(builder._max_timestamp or 0, now)
+    builder._num_records += encoded.event_count
+    records._next_offset += encoded.event_count
     builder._last_offset = records._next_offset - 1
-    added = events.part(0, encoded.events)
+    added = events.part(0, encoded.event_count)
     batch._record_futures.add(added.numbers, added.sizes, len(encoded.records))
-    return encoded.events
+    return encoded.event_count
 
 
 # ---------------------------------------------------------------- consumer
 
 
 class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no types
-    """A KafkaConsumer whose poll() returns FetchedBatches, and counts these as its max_records.
+    """A KafkaConsumer whose poll() returns FetchedBatches; its max_records limits these.
 
-    It also names a partition without a leader.
+    It also says which partition has no leader.
     """
 
     def __init__(self, *topics: str, **options: Any) -> None:
@@ -235,8 +245,8 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
 def missing_leader_named() -> Iterator[None]:
     """Raise LeaderNotAvailableError where the client raises KeyError.
 
-    It looks up a partition in the answers of all leaders, and has none of a partition without a
-    leader. No upstream issue was found.
+    It looks up each partition in the leaders' responses; one without a leader is in none of them.
+    No upstream issue was found.
     """
     try:
         yield
@@ -249,18 +259,17 @@ def missing_leader_named() -> Iterator[None]:
 def positions(consumer: Consumer) -> dict[TopicPartition, int]:
     """Return the next offset to read in each assigned partition where the client knows it.
 
-    position() returns the same, but looks at all partitions each time: for each of 3,000, it takes
-    half a minute.
+    position() returns the same, but looks at all partitions each time: calling it for 3,000
+    partitions takes half a minute.
     """
     known = consumer._subscription.all_consumed_offsets()
     return {partition: position.offset for partition, position in known.items()}
 
 
 class FetchedPartition(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python has no types
-    """What was fetched of a partition. Yields its batches, where its parent class yields events.
+    """The data fetched from a partition. Yields batches, where its parent class yields events.
 
-    The fetcher uses it as before: it looks only at `offset` of what it takes, and at
-    `next_fetch_offset`. An event takes half a microsecond instead of ten.
+    The fetcher needs only `offset` of each item that it takes, and `next_fetch_offset`.
     """
 
     next_fetch_offset: int
@@ -273,7 +282,7 @@ class FetchedPartition(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka
                 raise corrupt(partition, batch.base_offset, "its checksum is wrong")
             start = self.next_fetch_offset
             if batch.magic < 2:
-                end = batch.base_offset + 1
+                end = batch.base_offset + 1  # here, it is the offset of the last event
                 found: FetchedBatch = OldBatch(partition, batch, start, end)
                 is_hidden = False
             else:
@@ -281,7 +290,7 @@ class FetchedPartition(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka
                 end = batch.next_offset
                 found = FetchedBatch(partition, batch, max(start, batch.base_offset), end)
                 is_hidden = self._is_hidden(batch)
-            self.next_fetch_offset = max(start, end)  # before the yield; also past what is hidden
+            self.next_fetch_offset = max(start, end)  # before the yield, and for hidden ones, too
             if found.offset < end and not is_hidden:
                 self.bytes_read += batch.size_in_bytes
                 self.records_read += found.most_events
@@ -291,8 +300,8 @@ class FetchedPartition(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka
     def _is_hidden(self, batch: Any) -> bool:
         """Return whether a batch has no events, or those of a transaction that was aborted.
 
-        Compaction leaves batches without any record. The parent class fails with a RuntimeError
-        where such a one was an abort marker.
+        Compaction leaves batches without any record. The parent class raises RuntimeError if such
+        a batch was an abort marker.
         """
         if not batch.records_count:
             return True
@@ -308,8 +317,8 @@ class FetchedPartition(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka
 class FetchedBatch:
     """The events that Kafka keeps together in one batch (a DefaultRecordBatch), or some of them.
 
-    Their offsets are at least `offset`, and less than `next_offset`, where reading goes on. They
-    are decompressed and decoded anew each time they are read, and nothing of that is kept.
+    Their offsets are at least `offset`, and less than `next_offset`, where reading continues. They
+    are decompressed and decoded each time they are read; nothing of that is kept.
     """
 
     def __init__(
@@ -329,26 +338,26 @@ class FetchedBatch:
         return type(self)(self.partition, self._batch, self.offset, end)
 
     def first(self, count: int) -> "tuple[FetchedBatch, int]":
-        """Return the first `count` events, and how many these are: fewer if there are no more."""
+        """Return the first `count` events, and how many these are: fewer if it has fewer."""
         if self._is_whole and self.most_events <= count:
             return self, self.most_events
         offsets: list[int] = []
-        with suppress(errors.KafkaError):  # whoever reads the events meets it again
-            offsets += (record.offset for record in islice(self.records(), count))
+        with suppress(errors.KafkaError):  # raised again when the events are read
+            offsets.extend(record.offset for record in islice(self.records(), count))
         part = self.before(offsets[-1] + 1) if len(offsets) == count else self
         return part, len(offsets)
 
     def pairs(self) -> Iterator[tuple[Column, Column]]:
         """Yield keys and values, all at once if possible; raise what records() raises."""
         if self._is_whole:
-            with suppress(Malformed):  # records() gets as far as possible
+            with suppress(Malformed):  # then records() yields the events before the malformed one
                 yield decode_pairs(self._data(), self.most_events)
                 return
         for record in self.records():
             yield [record.key], [record.value]
 
     def records(self) -> Iterator[Record]:
-        """Yield the events; raise CorruptRecordError at one that is malformed.
+        """Yield the events; raise CorruptRecordError on reaching one that is malformed.
 
         Raise UnsupportedCodecError if the package that decompresses them is missing.
         """
@@ -359,7 +368,7 @@ class FetchedBatch:
                 if self.offset <= record.offset < self.next_offset:
                     yield record
                 if reached >= self.next_offset and not self._is_whole:
-                    return  # what is cut off may be malformed
+                    return  # the rest was cut off, and may be malformed
         except Malformed as error:
             raise corrupt(self.partition, reached, str(error)) from None
 
@@ -380,12 +389,12 @@ class FetchedBatch:
         """Return the records, decompressed; raise Malformed or UnsupportedCodecError."""
         batch = self._batch
         if batch.compression_type:
-            batch = copy(batch)  # which would keep what it has decompressed
+            batch = copy(batch)  # the original would keep the decompressed data
             try:
                 batch._maybe_uncompress()
             except errors.UnsupportedCodecError:
                 raise
-            except Exception as error:  # each codec's package has its own
+            except Exception as error:  # each codec's package raises its own
                 raise Malformed(f"it cannot be decompressed ({error})") from None
         return bytes(memoryview(batch._buffer)[batch._pos :])
 
@@ -393,7 +402,8 @@ class FetchedBatch:
 class OldBatch(FetchedBatch):
     """An event, or several that are compressed together, from before Kafka 0.11 (format 0 or 1).
 
-    Its own offset (of a LegacyRecordBatch) is that of its last event. kafka-python decodes it.
+    The offset of the batch itself (a LegacyRecordBatch) is that of its last event. kafka-python
+    decodes it.
     """
 
     _is_whole = False
@@ -404,8 +414,7 @@ class OldBatch(FetchedBatch):
 
     def _decode(self) -> Iterator[Record]:
         for record in copy(self._batch):
-            timestamp = -1 if record.timestamp is None else record.timestamp
-            yield Record(record.offset, timestamp, record.key, record.value, [])
+            yield Record(record.offset, record.timestamp, record.key, record.value, [])
 
 
 def corrupt(partition: TopicPartition, offset: int, reason: str) -> errors.CorruptRecordError:

@@ -14,15 +14,15 @@ from streaming.console import fail
 from streaming.kafka_internals import FetchedBatch
 from streaming.records import Header
 
-WRITE_BYTES = 1 << 20  # what is written at once; a batch, or an event, may be larger
-# One for all, and text for what is the same in all events: json.dumps takes three times as long
+WRITE_BYTES = 1 << 20  # how much to collect before writing; a single batch or event may be larger
+# One encoder, and what all events share as ready-made text, are faster than json.dumps
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class Output:
-    """Standard output, for events or other lines. Exits if it is closed or cannot be written.
+    """Standard output, for events or other lines. Exits if it is closed or cannot be written to.
 
-    Each event is a line: its value, or with a separator key, separator and value, or a JSON object.
+    Each event is a line: its value; with a separator, key, separator and value; or a JSON object.
     """
 
     def __init__(self, separator: bytes | None, as_json: bool) -> None:
@@ -38,20 +38,22 @@ class Output:
     def write(self, batches: list[FetchedBatch]) -> None:
         """Write events; nothing if the reader is gone.
 
-        Raise KafkaError at one that cannot be read, after those before it are written.
+        Raise KafkaError on reaching one that cannot be read; those before it are written first.
         """
-        lines: list[bytes] = []
+        blocks: list[bytes] = []
         size = 0
         try:
             for batch in batches:
-                for some in self._format(batch):
-                    lines.append(some)
-                    size += len(some)
+                for block in self._format(batch):
+                    blocks.append(block)
+                    size += len(block)
                     if size >= WRITE_BYTES:
-                        self.write_lines(lines)
-                        lines, size = [], 0
+                        self.write_lines(blocks)
+                        blocks, size = [], 0
+                    if self._is_broken:
+                        return
         finally:
-            self.write_lines(lines)
+            self.write_lines(blocks)
 
     def write_lines(self, lines: list[bytes]) -> None:
         r"""Write lines, adding the \n to each; nothing if the reader is gone."""
@@ -67,7 +69,7 @@ class Output:
     def is_reader_gone(self) -> bool:
         """Return whether standard output is a pipe whose reader is gone.
 
-        Windows tells only at the next write.
+        On Windows, only the next write reveals it.
         """
         if self._is_broken or sys.platform == "win32":
             return self._is_broken
@@ -81,7 +83,7 @@ def write_all(data: bytes) -> None:
     with open(1, "wb", buffering=0, closefd=False) as output:
         while remaining:
             written = output.write(remaining)
-            if written is None:  # a full pipe that somebody has set to non-blocking
+            if written is None:  # a full pipe that somebody has made non-blocking
                 select.select([], [output], [])
             else:
                 remaining = remaining[written:]
@@ -97,7 +99,7 @@ def fail_to_write(error: OSError) -> NoReturn:
 
 
 def plain_lines(batch: FetchedBatch, separator: bytes | None) -> Iterator[bytes]:
-    r"""Yield the values, with \n between them; with a separator, after the key and the separator.
+    r"""Yield values joined by \n; with a separator, each comes after its key, if any, and that.
 
     producer.py -K reads such lines.
     """
@@ -118,9 +120,9 @@ def json_lines(batch: FetchedBatch) -> Iterator[bytes]:
     for record in batch.records():
         fields = f"{json_field('key', record.key)}, {json_field('value', record.value)}"
         headers = ", ".join(map(json_header, record.headers))
+        time = "null" if record.timestamp is None else record.timestamp
         yield (
-            f'{start}{record.offset}, "timestamp": {record.timestamp}, '
-            f'{fields}, "headers": [{headers}]}}'
+            f'{start}{record.offset}, "timestamp": {time}, {fields}, "headers": [{headers}]}}'
         ).encode()
 
 

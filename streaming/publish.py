@@ -14,18 +14,18 @@ from typing import Any
 from kafka import errors
 
 from streaming.console import say
-from streaming.delivery import TICK, Delivery, Header
+from streaming.delivery import TICK, Delivery, TextHeader
 from streaming.kafka_client import Kafka
 from streaming.kafka_internals import Producer
-from streaming.sources import Batch, Source, Stopped
+from streaming.sources import Chunk, Source, Stopped
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
 from streaming.topics import Topic
 
-# Below Kafka's default for max.message.bytes, 1 MiB: a batch that is rejected as too large must be
-# split (kafka-python 3.0.12)
+# Below Kafka's default for max.message.bytes, 1 MiB: Kafka rejects larger batches, and splitting
+# them to try again is slow
 MAX_BATCH_BYTES = 900_000
-# A source silent for this long after a stop request is blocked in a read
+# If nothing arrives for this long after a stop request, the source is blocked in a read
 QUIET = 0.5 * PATIENCE
 
 
@@ -35,7 +35,7 @@ def publish(
     topic: Topic,
     stop: Stop,
     *,
-    headers: Sequence[Header] = (),
+    headers: Sequence[TextHeader] = (),
     count: int | None = None,
     timeout: int = 120,
 ) -> int:
@@ -46,16 +46,16 @@ def publish(
     """
     options = producer_options(kafka, topic.max_bytes, timeout)
     producer = kafka.connect(Producer, options)
-    with suppress(errors.KafkaError):  # now, not with the first event: Kafka may be down by then
+    with suppress(errors.KafkaError):  # now, as Kafka may be down by the time of the first event
         producer.partitions_for(topic.name)
-    # The client itself gives up after delivery_timeout_ms; this is for what it loses track of
-    patience = options["delivery_timeout_ms"] / 1000 + Stop.GRACE
-    delivery = Delivery(producer, kafka, topic, source, headers, patience, stop)
+    # The client itself gives up after delivery_timeout_ms; this is for batches it loses track of
+    stall_timeout = options["delivery_timeout_ms"] / 1000 + Stop.GRACE
+    delivery = Delivery(producer, kafka, topic, source, headers, stall_timeout, stop)
     stop.handle_signals()
     reader = BackgroundReader(take(source, count), stop)
     try:
-        for batch in reader:
-            delivery.send(batch)
+        for chunk in reader:
+            delivery.send(chunk)
             delivery.check()
     finally:
         delivery.finish()
@@ -70,14 +70,14 @@ def publish(
 
 
 def producer_options(kafka: Kafka, max_bytes: int, timeout: int) -> dict[str, Any]:
-    """Return the options for batches of at most `max_bytes`, and a timeout in seconds."""
+    """Return options for batches of at most `max_bytes`, and a delivery timeout in seconds."""
     options = kafka.options(
         Producer,
         linger_ms=5,
         batch_size=MAX_BATCH_BYTES,
         delivery_timeout_ms=1000 * timeout,
         max_block_ms=500,  # how often to check for signals while Kafka names no partitions
-        enable_idempotence=True,  # or other settings could switch it off without a word
+        enable_idempotence=True,  # or other settings could silently turn it off
     )
     options["max_request_size"] = max_bytes
     options["batch_size"] = min(options["batch_size"], MAX_BATCH_BYTES, max_bytes)
@@ -86,49 +86,49 @@ def producer_options(kafka: Kafka, max_bytes: int, timeout: int) -> dict[str, An
     return options
 
 
-def take(source: Source, count: int | None) -> Iterator[Batch]:
+def take(source: Source, count: int | None) -> Iterator[Chunk]:
     """Yield the first `count` events of the source, or all of them if it is None."""
     if count is None:
-        yield from source.batches()
+        yield from source.chunks()
         return
     remaining = count
-    for batch in source.batches():
-        yield batch.first(remaining)
-        remaining -= len(batch.values)
+    for chunk in source.chunks():
+        yield chunk.first(remaining)
+        remaining -= len(chunk.values)
         if remaining <= 0:
             return
 
 
 class BackgroundReader:
-    """Reads batches in a thread; iterating yields them, or an empty one every TICK.
+    """Reads chunks in a thread; iterating yields them, or an empty one after a TICK without any.
 
     The source checks `stop` itself, so whatever it has already read is still delivered; if it
     cannot check because it is blocked in a read, it is abandoned. Exceptions in the source,
     including the SystemExit from a `fail`, are re-raised here, except for Stopped.
     """
 
-    def __init__(self, batches: Iterator[Batch], stop: Stop) -> None:
+    def __init__(self, chunks: Iterator[Chunk], stop: Stop) -> None:
         self._stop = stop
-        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(2)
-        self.is_exhausted = False  # whether the source reached its end
-        threading.Thread(target=self._read, args=(batches,), daemon=True).start()
+        self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(2)
+        self.is_exhausted = False  # whether everything was read: all of the source, or COUNT
+        threading.Thread(target=self._read, args=(chunks,), daemon=True).start()
 
-    def _read(self, batches: Iterator[Batch]) -> None:
+    def _read(self, chunks: Iterator[Chunk]) -> None:
         try:
-            for batch in batches:
-                self._queue.put(batch)
+            for chunk in chunks:
+                self._queue.put(chunk)
             self._queue.put(None)
         except BaseException as error:  # handled in the main thread
             self._queue.put(error)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Chunk]:
         while True:
             try:
                 item = self._queue.get(timeout=TICK)
             except queue.Empty:
                 if time.monotonic() > self._stop.requested_at + QUIET:
                     return
-                item = Batch(None, [])
+                item = Chunk(None, [])
             if isinstance(item, Stopped):
                 return
             if isinstance(item, BaseException):

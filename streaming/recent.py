@@ -74,7 +74,7 @@ def read_to(consumer: Consumer, ends: dict[TopicPartition, int]) -> list[RecentE
             raise errors.KafkaTimeoutError
         for batch in itertools.chain.from_iterable(polled.values()):
             for record in batch.records():
-                events.append(RecentEvent(max(record.timestamp, 0) / 1000, record.key))
+                events.append(RecentEvent(max(record.timestamp or 0, 0) / 1000, record.key))
         if len(events) > 2 * MAX_EVENTS:
             events = newest(events)
     return newest(events)

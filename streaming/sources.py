@@ -1,4 +1,4 @@
-r"""Where events come from: a source yields them in batches. Here: lines of files, and samples."""
+r"""Where events come from: a source yields them in chunks. Here: lines of files, and samples."""
 
 import abc
 import errno
@@ -18,7 +18,7 @@ from streaming.console import say
 from streaming.stop import Stop
 
 BLOCK_BYTES = 1 << 16  # per read; with half as much, 5,000-byte events take a sixth longer
-SAMPLES_AT_ONCE = 500  # in a batch of sample events without a pause
+SAMPLES_AT_ONCE = 500  # in a chunk of sample events without a pause
 
 
 class OversizedLine:
@@ -34,15 +34,15 @@ class OversizedLine:
 Line = bytes | OversizedLine
 
 
-class Batch(NamedTuple):
+class Chunk(NamedTuple):
     """Some events: their keys and their values, as bytes, side by side. None is Kafka's null."""
 
     keys: list[bytes | None] | None  # None: no event has a key
     values: list[Line | None]
 
-    def first(self, count: int) -> "Batch":
+    def first(self, count: int) -> "Chunk":
         """Return the first `count` events."""
-        return Batch(self.keys and self.keys[:count], self.values[:count])
+        return Chunk(self.keys and self.keys[:count], self.values[:count])
 
 
 class Stopped(Exception):
@@ -57,7 +57,7 @@ class Source(abc.ABC):
     has_failed = False  # whether part of it could not be read
 
     @abc.abstractmethod
-    def batches(self) -> Iterator[Batch]:
+    def chunks(self) -> Iterator[Chunk]:
         """Yield all events; raise Stopped if asked to stop before the end."""
 
     def place(self, number: int) -> str:
@@ -124,11 +124,11 @@ class SampleSource(Source):
     def __init__(self, interval: float, stop: Stop) -> None:
         self._interval, self._stop = interval, stop  # seconds between events
 
-    def batches(self) -> Iterator[Batch]:
+    def chunks(self) -> Iterator[Chunk]:
         numbers = itertools.count(1)
         size = 1 if self._interval else SAMPLES_AT_ONCE
         while not self._stop.requested:
-            yield Batch(None, [sample_value(number) for number in itertools.islice(numbers, size)])
+            yield Chunk(None, [sample_value(number) for number in itertools.islice(numbers, size)])
             self._stop.wait(self._interval)
         raise Stopped
 
@@ -145,14 +145,14 @@ class LineFormat(NamedTuple):
     has_tombstones: bool = False  # whether an empty value after a key becomes null
     strips_cr: bool = False  # whether a carriage return at the end of a line is removed
 
-    def to_events(self, lines: list[Line]) -> Batch:
+    def to_events(self, lines: list[Line]) -> Chunk:
         """Turn lines into events."""
         if self.strips_cr:
             lines = [x.removesuffix(b"\r") if isinstance(x, bytes) else x for x in lines]
         if self.separator is None:
-            return Batch(None, list(lines))
+            return Chunk(None, list(lines))
         pairs = [self._split(line, self.separator) for line in lines]
-        return Batch([key for key, _ in pairs], [value for _, value in pairs])
+        return Chunk([key for key, _ in pairs], [value for _, value in pairs])
 
     def _split(self, line: Line, separator: bytes) -> tuple[bytes | None, Line | None]:
         """Return a line's key and value."""
@@ -186,7 +186,7 @@ class FileSource(Source):
         self._total_bytes = total_size(paths)
         self._has_lines = self._has_keys = False
 
-    def batches(self) -> Iterator[Batch]:
+    def chunks(self) -> Iterator[Chunk]:
         count = 0
         for path in self._paths:
             self._starts.append(FileStart(count + 1, path))
@@ -209,12 +209,12 @@ class FileSource(Source):
             yield splitter.feed(block)
         yield splitter.flush()
 
-    def _to_events(self, lines: list[Line]) -> Batch:
-        batch = self._format.to_events(lines)
+    def _to_events(self, lines: list[Line]) -> Chunk:
+        chunk = self._format.to_events(lines)
         self._has_lines = self._has_lines or bool(lines)
-        if batch.keys and not self._has_keys:
-            self._has_keys = any(key is not None for key in batch.keys)
-        return batch
+        if chunk.keys and not self._has_keys:
+            self._has_keys = any(key is not None for key in chunk.keys)
+        return chunk
 
     def place(self, number: int) -> str:
         """Say which line of which file becomes the event with that number."""

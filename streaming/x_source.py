@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from streaming.console import Throttle, fail, pluralize, say
-from streaming.sources import Batch, Line, Source, Stopped
+from streaming.sources import Chunk, Line, Source, Stopped
 from streaming.stop import Stop
 from streaming.x_gaps import Gaps
 from streaming.x_http import XStream
@@ -73,7 +73,7 @@ class TweetSource(Source):
         self._note_gap(self._gaps.unfinished())
         self._is_over = True
 
-    def batches(self) -> Iterator[Batch]:
+    def chunks(self) -> Iterator[Chunk]:
         """Yield X's tweets until asked to stop; exit if X refuses for good."""
         while not self._stop.requested:
             seconds = 0.0
@@ -89,7 +89,7 @@ class TweetSource(Source):
                 self._counts.reconnects += 1
         raise Stopped
 
-    def _read_connection(self) -> Iterator[Batch]:
+    def _read_connection(self) -> Iterator[Chunk]:
         """Yield the tweets of one connection; raise Disconnected when it ends."""
         minutes = self._gaps.begin_connection()
         with self._stream.connect(minutes) as connection:
@@ -100,19 +100,19 @@ class TweetSource(Source):
                 if self._stop.requested:
                     return
 
-    def _read_lines(self, lines: list[Line]) -> Iterator[Batch]:
-        """Yield one batch of tweets, then raise Disconnected if X says so."""
+    def _read_lines(self, lines: list[Line]) -> Iterator[Chunk]:
+        """Yield one chunk of tweets, then raise Disconnected if X says so."""
         keys: list[bytes | None] = []
         values: list[Line | None] = []
         for line in lines:
             message = classify(line)
             if message.meaning in ENDS:
-                yield Batch(keys, values)
+                yield Chunk(keys, values)
                 raise Disconnected(message.text, ENDS[message.meaning])
             if self._accept(message) and isinstance(line, bytes):
                 keys.append(message.text.encode(errors="replace"))
                 values.append(line.removesuffix(b"\r"))
-        yield Batch(keys, values)
+        yield Chunk(keys, values)
 
     def _accept(self, message: Message) -> bool:
         """Note what a line says; return whether to publish it."""

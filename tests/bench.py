@@ -143,6 +143,7 @@ GOALS = (
     Goal("publish", "send() loop, tuned", "at least", 6, "producer.py"),
     Goal("publish-keyed", "producer.py", "at most", 6, "kcat"),
     Goal("publish-many", "producer.py", "at most", 2.5, "kcat"),
+    Goal("print", "consumer.py", "at most", 3.5, "kcat"),
     Goal("print-end", "consumer.py", "at most", 3.5, "kcat"),
     Goal("print", "Java console consumer", "at least", 1.5, "consumer.py"),
     Goal("print", "iterator", "at least", 2.5, "consumer.py"),
@@ -196,14 +197,15 @@ def rows(result: Result) -> Iterator[str]:
     for name, runs in result.runs.items():
         tool = f"**{name}**" if name in OWN else name
         if runs.failure:
-            yield f"| {title} | {tool} | failed | {runs.failure[:150]} | | |"
+            yield f"| {title} | {tool} | failed | {runs.failure[:150]} | | | |"
         else:
             times = [each.seconds for each in runs]
             spread = f"{runs.seconds:.2f} ({min(times):.2f} to {max(times):.2f})"
             cpu = statistics.median(each.cpu_seconds for each in runs)
             most = max(each.megabytes for each in runs)
             ratio = runs.seconds / unit
-            yield f"| {title} | {tool} | {ratio:.2f} | {spread} | {cpu:.2f} | {most or ''} |"
+            cells = [title, tool, f"{ratio:.2f}", spread, str(len(times)), f"{cpu:.2f}", most or ""]
+            yield f"| {' | '.join(map(str, cells))} |"
         title = ""
 
 
@@ -331,8 +333,8 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measure_all(bench: Bench, names: Sequence[str]) -> Results:
     """Measure these works, and print a table that grows by one work at a time."""
-    print("| | tool | time | seconds (least to most) | CPU seconds | MB |")
-    print("|---|---|---|---|---|---|")
+    print("| | tool | time | seconds (least to most) | runs | CPU seconds | MB |")
+    print("|---|---|---|---|---|---|---|")
     results: Results = {}
     for name in names:
         work = WORKS[name]

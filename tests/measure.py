@@ -30,6 +30,7 @@ from processes import REPOSITORY, most_memory
 
 GUARD = 900  # seconds after which a process is taken to hang
 POLL = 0.005  # seconds between looks at a process's memory and output
+ENOUGH_SECONDS = 60  # what takes longer in all is not measured again
 OWN = ("producer.py", "consumer.py")
 BEFORE = " before"  # what follows the name of another checkout's script
 TOO_MANY_BEFORE = 5_000_000  # events for another checkout's scripts
@@ -107,7 +108,11 @@ class Done(NamedTuple):
 
 
 class Runs(list[Done]):
-    """A tool's runs, until it fails."""
+    """A tool's runs."""
+
+    @property
+    def is_enough(self) -> bool:
+        return bool(self.failure) or sum(each.seconds for each in self) > ENOUGH_SECONDS
 
     @property
     def failure(self) -> str:
@@ -152,14 +157,17 @@ class Bench:
         self._admin.close()
 
     def measure(self, work: Work) -> dict[str, Runs]:
-        """Run each tool once per round, until it fails; each round begins with a different one."""
+        """Run each tool once per round; each round begins with a different one.
+
+        One that has failed, or has taken ENOUGH_SECONDS in all, does not run again.
+        """
         commands = self.commands(work)
         topic = self.make_full_topic(work) if work.kind in ("print", "first") else ""
         found = {name: Runs() for name in commands}
         for number in range(self.rounds):
             first = number % len(commands)
             for name in [*commands, *commands][first : first + len(commands)]:
-                if not found[name].failure:
+                if not found[name].is_enough:
                     done = self.do(work, commands[name], topic, is_checked=not found[name])
                     found[name].append(done)
         if topic:

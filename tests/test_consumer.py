@@ -615,7 +615,7 @@ def test_compressed_events_that_expand_a_lot(scripts: Scripts, topic: str, kafka
         found += read_rest(reader)
     assert consumer.end().returncode == 0
     assert sorted(found.splitlines()) == [b"%01000000d" % number for number in range(100)]
-    assert memory < 120
+    assert memory < 80
 
 
 def test_a_slow_reader_of_50_partitions(scripts: Scripts, topic: str, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import random
 import struct
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import Mock
@@ -47,7 +46,7 @@ class Header(NamedTuple):
 
 class Event(NamedTuple):
     offset: int
-    timestamp: int
+    timestamp: int | None
     key: bytes | None
     value: bytes | None
     headers: list[tuple[bytes, bytes | None]]
@@ -396,17 +395,17 @@ def test_e_ends_inside_a_batch() -> None:
     assert exact.are_reached(knows_partitions=False)
 
 
-def parts_of(counts: list[int]) -> Iterator[list[int]]:
-    batches: list[Any] = [SimpleNamespace(most_events=count) for count in counts]
-    for part in follow.in_parts(batches):
-        yield [batch.most_events for batch in part]
-
-
-def test_a_poll_is_divided_into_parts_of_about_5000_events() -> None:
-    assert list(parts_of([])) == [[]]
-    assert list(parts_of([1, 2])) == [[1, 2]]
-    assert list(parts_of([4999, 1, 1])) == [[4999, 1], [1]]
-    assert list(parts_of([4999, 900_000, 1, 5000, 1])) == [[4999, 900_000], [1, 5000], [1]]
+def test_a_poll_asks_for_about_5000_events() -> None:
+    """As many batches as have so many events, if they are like those of the poll before."""
+    follower = follow.Follower(Mock(), "events", None, Mock())
+    follower._consumer = Mock()
+    wanted: list[int] = []
+    for sizes in ([1], [1] * 4999, [], [10, 30], [200] * 250, [900_000], [4000], [1]):
+        batches = [SimpleNamespace(most_events=size) for size in sizes]
+        follower._consumer.poll.return_value = {PARTITION: batches} if batches else {}
+        assert follower._poll() == batches
+        wanted.append(follower._consumer.poll.call_args.kwargs["max_records"])
+    assert wanted == [1, 5000, 5000, 5000, 250, 25, 1, 1]
 
 
 def test_many_small_batches_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from kafka import TopicPartition, errors
 from kafka.producer.record_accumulator import RecordAccumulator
 
-from streaming.in_flight import Events, Failed, SentBatch
+from streaming.in_flight import Events, FailedEvents, TrackedBatch
 from streaming.kafka_client import Kafka
 from streaming.kafka_internals import VERSION, Producer
 from streaming.records import encode_headers
@@ -42,14 +42,14 @@ class OfflineProducer(Producer):
     def __del__(self) -> None:
         """There is nothing to close."""
 
-    def add(self, values: Sequence[bytes], first_number: int = 1) -> list[SentBatch]:
+    def add(self, values: Sequence[bytes], first_number: int = 1) -> list[TrackedBatch]:
         """Append events until none is left, as a Delivery does; return the batches."""
         numbers = range(first_number, first_number + len(values))
         rest = Events(numbers, [len(value) for value in values], None, values)
-        sent: list[SentBatch] = []
+        sent: list[TrackedBatch] = []
         while rest.numbers:
             appended = self.append(TOPIC, 0, rest, encode_headers([]))
-            rest = rest.part(appended.events)
+            rest = rest.part(appended.event_count)
             if appended.is_new:
                 sent.append(appended.batch)
         return sent
@@ -84,7 +84,12 @@ def test_events_appended_together_make_the_batch_that_send_makes(
     events = Events(range(1, 4), [3, 0, 1], keys, values)
     first = producer.append(TOPIC, 0, events.part(0, 1), headers)
     second = producer.append(TOPIC, 0, events.part(1), headers)
-    assert (first.is_new, first.events, second.is_new, second.events) == (True, 1, False, 2)
+    assert (first.is_new, first.event_count, second.is_new, second.event_count) == (
+        True,
+        1,
+        False,
+        2,
+    )
     assert second.batch is first.batch
     assert producer._sender.wakeups == 1
     other = RecordAccumulator(batch_size=1000, compression_attrs=0)
@@ -135,6 +140,33 @@ def test_smaller_batches_on_request() -> None:
     assert [len(batch) for batch in producer.add([b"x" * 50] * 4)] == [2, 2]
 
 
+def test_what_does_not_fit_leaves_a_batch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    producer = OfflineProducer()
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    producer.add([b"x" * 900])
+    [batch] = producer.queue
+    before = bytes(batch.records._builder._buffer)
+    monkeypatch.setattr("time.time", lambda: 2000.0)
+    events = Events([2], [200], None, [b"x" * 200])
+    appended = producer.append(TOPIC, 0, events, encode_headers([]))
+    assert (appended.is_new, appended.event_count, appended.batch.is_full) == (False, 0, True)
+    builder = batch.records._builder
+    assert (bytes(builder._buffer), builder._max_timestamp) == (before, 1_000_000)
+
+
+def test_kafka_before_record_batches_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[float] = []
+
+    def connect(self: Any, **_options: Any) -> None:
+        self._accumulator = RecordAccumulator(message_version=1)
+
+    monkeypatch.setattr(kafka.KafkaProducer, "__init__", connect)
+    monkeypatch.setattr(kafka.KafkaProducer, "close", lambda self, timeout: closed.append(timeout))
+    with pytest.raises(errors.UnsupportedVersionError, match=r"publishing needs Kafka 0\.11"):
+        Producer()
+    assert closed == [0]
+
+
 def split(producer: OfflineProducer) -> None:
     """Do what the client does when Kafka says that the first batch is too large."""
     batch = producer.queue.popleft()
@@ -152,6 +184,7 @@ def test_a_split_batch_is_replaced_by_its_parts() -> None:
     split(producer)
     assert sent.is_split
     assert [len(part) for part in sent.parts] == [4, 3]
+    assert [part.encoded_bytes for part in sent.parts] == [4 * 8, 3 * 8]
     assert not producer.is_filling(TOPIC, 0)  # it would change a batch of the client's own
     first, second = sent.parts
     close(producer.queue[0])
@@ -196,7 +229,7 @@ def test_what_became_of_a_batch() -> None:
         [all_failed] = outcomes[name].failed()
         assert (list(all_failed.numbers), all_failed.size) == ([1, 2, 3], 1)
         assert all_failed.error is error
-    each = [Failed([n], size, reasons[n - 1]) for n, size in ((1, 1), (2, 2), (3, 3))]
+    each = [FailedEvents([n], size, reasons[n - 1]) for n, size in ((1, 1), (2, 2), (3, 3))]
     assert outcomes["rejected"].failed() == each
 
 

@@ -1,6 +1,7 @@
 """Which packages the scripts need, and what they do without them."""
 
 import itertools
+import os
 import re
 import sysconfig
 from pathlib import Path
@@ -65,6 +66,23 @@ def test_a_missing_package_is_a_sentence(
             expected = f"{script}.py: cannot connect to Kafka at {brokers}: connection refused. "
             expected += "Is it running there? Check -b.\n"
         assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", expected)
+
+
+@pytest.mark.parametrize("stub", ["", "errors = None"])
+def test_a_kafka_python_that_lacks_what_is_needed_is_a_sentence(
+    lone_scripts: Scripts, tmp_path: Path, stub: str
+) -> None:
+    """Such as version 2, which has other modules; here, it has one or none of the names needed."""
+    (tmp_path / "other" / "kafka").mkdir(parents=True)
+    (tmp_path / "other" / "kafka" / "__init__.py").write_text(f"{stub}\n")
+    path = os.pathsep.join([str(tmp_path / "other"), sysconfig.get_path("purelib")])
+    for script in SCRIPTS:
+        done = start_bare(lone_scripts, script, PYTHONPATH=path).end()
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.decode() == (
+            f"{script}.py: the package kafka-python is not the version that this needs. "
+            "Run: pip install -r requirements.txt (see Install in README.md)\n"
+        )
 
 
 def test_the_packages_that_a_message_names_are_those_that_are_required() -> None:

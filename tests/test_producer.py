@@ -41,12 +41,12 @@ from streaming import sources
 from streaming.console import pluralize
 from streaming.delivery import MAX_IN_FLIGHT_BYTES, Delivery
 from streaming.flags import separator_type
-from streaming.in_flight import Events, SentBatch
+from streaming.in_flight import Events, TrackedBatch
 from streaming.kafka_internals import Appended, Producer
 from streaming.publish import take
 from streaming.sources import (
     BLOCK_BYTES,
-    Batch,
+    Chunk,
     FileSource,
     LineFormat,
     LineSplitter,
@@ -207,7 +207,7 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(numbered(20_000))
     source = FileSource([str(path)], LineFormat(), 1 << 20, Stop())
-    batches = source.batches()
+    batches = source.chunks()
     lines = list(next(batches).values)
     assert source.percent() == 100 * BLOCK_BYTES // 200_000
     path.write_bytes(numbered(50_000))
@@ -230,7 +230,7 @@ def test_sample_events_go_to_the_new_topic_sample(scripts: Scripts, read: Read) 
 @pytest.mark.parametrize(("interval", "size"), [(0.7, 1), (0, 500)])
 def test_interval_paces_sample_events_until_a_stop(interval: float, size: int) -> None:
     stop = Mock(requested=False)
-    source = SampleSource(interval, stop).batches()
+    source = SampleSource(interval, stop).chunks()
     batches = [[json.loads(value) for value in next(source).values] for _ in range(3)]  # type: ignore[arg-type]
     assert stop.wait.mock_calls == 2 * [call(interval)]
     numbers = [[event["number"] for event in batch] for batch in batches]
@@ -550,7 +550,7 @@ def test_a_file_that_fails_half_way(
     monkeypatch.setattr(sources, "wait_for_input", lambda file: True)
     source = FileSource(["first", "broken"], LineFormat(), 1000, Stop())
     file.__enter__.return_value.read.side_effect = [b"0\n", b"", b"1\n2\n3", disk_error]
-    found = [line for batch in source.batches() for line in batch.values]
+    found = [line for batch in source.chunks() for line in batch.values]
     assert found == [b"0", b"1", b"2"]
     assert source.has_failed
     message = f"cannot read broken after line 2: {os.strerror(errno.EIO)}\n"
@@ -890,16 +890,16 @@ def test_line_splitter_agrees_with_bytes_split_wherever_the_blocks_end() -> None
         assert kept == [line for line in expected if len(line) <= 5]
 
 
-def source_of(batches: Iterable[Batch]) -> Mock:
+def source_of(batches: Iterable[Chunk]) -> Mock:
     """A source in which nothing else matters; events have no places."""
-    source = Mock(unit="event", batches=lambda: batches)
+    source = Mock(unit="event", chunks=lambda: batches)
     source.place.return_value = source.details.return_value = ""
     return source
 
 
-def test_take_asks_for_no_more_batches_than_it_needs() -> None:
+def test_take_asks_for_no_more_chunks_than_it_needs() -> None:
     """As the next one may be a long time coming."""
-    pair = Batch([None, b"key"], [b"value", None])
+    pair = Chunk([None, b"key"], [b"value", None])
     for count, sizes in {1: [1], 2: [2], 3: [2, 1], 7: [2, 2, 2], None: [2, 2, 2]}.items():
         batches = iter([pair, pair, pair])
         taken = list(take(source_of(batches), count))
@@ -920,6 +920,7 @@ class Client:
         self._outcomes = iter(outcomes)
         self._metadata_errors = iter(metadata_errors)
         self.appended: list[list[bytes | None]] = []
+        self.limits: list[int] = []
 
     def partitions_for(self, _topic: str) -> set[int]:
         for error in self._metadata_errors:
@@ -932,12 +933,16 @@ class Client:
     def with_leader(self, _topic: str) -> set[int]:
         return {0}
 
+    def limit_batches(self, size: int) -> None:
+        self.limits.append(size)
+
     def append(self, _topic: str, _number: int, events: Events, _headers: bytes) -> Appended:
         self.appended.append(list(events.values))
         outcome = next(self._outcomes)
         if isinstance(outcome, TypeError):
             raise outcome
-        batch = SentBatch(outcome if isinstance(outcome, FutureProduceResult) else settled(outcome))
+        is_future = isinstance(outcome, FutureProduceResult)
+        batch = TrackedBatch(outcome if is_future else settled(outcome))
         batch.add(events.numbers, events.sizes, 100)
         return Appended(batch, True, len(events.numbers))
 
@@ -964,7 +969,7 @@ def test_a_signal_before_kafka_names_the_partitions_leaves_time_to_deliver() -> 
     delivery = delivery_with(
         Client(None, metadata_errors=2 * [errors.KafkaTimeoutError()]), 60, stop
     )
-    delivery.send(Batch(None, [b"value"]))
+    delivery.send(Chunk(None, [b"value"]))
     delivery.finish()
     assert delivery.summary(is_exhausted=True) == "published 1 event to topic"
 
@@ -978,7 +983,7 @@ def test_when_time_is_up_before_kafka_names_the_partitions(monkeypatch: pytest.M
             stop.request()
         client = Client(metadata_errors=itertools.repeat(errors.KafkaTimeoutError()))
         delivery = delivery_with(client, timeout, stop)
-        delivery.send(Batch(None, [b"value"]))
+        delivery.send(Chunk(None, [b"value"]))
         delivery.finish()
         failure = f"published 0 events to topic, 1 failed: event 1 (5 bytes): {reason}"
         assert delivery.summary(is_exhausted=True) == failure
@@ -988,7 +993,7 @@ def test_the_first_failure_is_named_although_a_later_one_was_known_before() -> N
     """The second event is too large, which is known at once; the first one fails later."""
     future = pending()
     delivery = delivery_with(Client(future), 60, Stop())
-    delivery.send(Batch(None, [b"first", OversizedLine(2_000_000)]))
+    delivery.send(Chunk(None, [b"first", OversizedLine(2_000_000)]))
     settled(errors.RequestTimedOutError(), future)
     delivery.finish()
     assert f"2 failed: event 1 (5 bytes): {TOO_LATE}" in delivery.summary(is_exhausted=True)
@@ -997,9 +1002,9 @@ def test_the_first_failure_is_named_although_a_later_one_was_known_before() -> N
 def test_after_a_failed_delivery_nothing_more_is_sent() -> None:
     client = Client(errors.RequestTimedOutError())
     delivery = delivery_with(client, 60, Stop())
-    delivery.send(Batch(None, [b"first"]))
+    delivery.send(Chunk(None, [b"first"]))
     delivery.check()
-    delivery.send(Batch(None, [b"second", OversizedLine(2_000_000)]))
+    delivery.send(Chunk(None, [b"second", OversizedLine(2_000_000)]))
     delivery.finish()
     assert client.appended == [[b"first"]]
     assert f"3 failed: event 1 (5 bytes): {TOO_LATE}" in delivery.summary(is_exhausted=True)
@@ -1009,22 +1014,57 @@ def test_nothing_is_sent_after_a_failure_that_shows_while_kafka_names_no_partiti
     future = pending()
     client = Client(future)
     delivery = delivery_with(client, 60, Stop())
-    delivery.send(Batch(None, [b"first"]))
+    delivery.send(Chunk(None, [b"first"]))
     settled(errors.RequestTimedOutError(), future)
     client._metadata_errors = iter([errors.KafkaTimeoutError()])
-    delivery.send(Batch(None, [b"second"]))
+    delivery.send(Chunk(None, [b"second"]))
     delivery.finish()
     assert client.appended == [[b"first"]]
     assert f"2 failed: event 1 (5 bytes): {TOO_LATE}" in delivery.summary(is_exhausted=True)
+
+
+def test_a_split_batch_counts_by_its_parts_and_later_ones_are_smaller() -> None:
+    """Its first part is acknowledged, a part of the second one is not."""
+    first, second, third, other = (pending() for _ in range(4))
+    client = Client(None)
+    delivery = delivery_with(client, 60, Stop())
+    batch = TrackedBatch(pending())
+    batch.add(range(1, 5), [5, 5, 5, 5], 100)
+    delivery._in_flight = [batch]
+    for index, future in enumerate((first, first, second, second)):
+        delivery.check()
+        assert delivery._in_flight == [batch]
+        batch.move(index, future)
+    delivery.check()
+    assert delivery._in_flight == batch.parts
+    for index, future in enumerate((third, other)):
+        batch.parts[1].move(index, future)
+    settled(None, first)
+    settled(errors.MessageSizeTooLargeError(), other)
+    delivery.check()
+    assert [part.future for part in delivery._in_flight] == [third]
+    settled(None, third)
+    delivery.finish()
+    assert client.limits == [50, 25]
+    assert delivery.failures.resume_at == 4
+    assert delivery.summary(True).startswith("published 3 events to topic, 1 failed: event 4 (5 ")
+
+
+def test_what_is_in_flight_is_bounded_in_bytes_whatever_the_size_of_a_batch() -> None:
+    batch = TrackedBatch(pending())
+    batch.add([1], [7], 14)
+    assert batch.bytes_in_memory > 1000  # measured: 1.3 kB
+    batch.add(range(2, 102), [7] * 100, 1400)
+    assert batch.bytes_in_memory > 14 * 101 + 12 * 101
 
 
 def test_a_bug_in_the_client_hides_no_event() -> None:
     """The summary says to go on with the first event of those that the client has choked on."""
     delivery = delivery_with(Client(None, TypeError("a bug")), 60, Stop())
     delivery._source.place = "line {}".format  # type: ignore[method-assign]
-    delivery.send(Batch(None, [b"first", b"second"]))
+    delivery.send(Chunk(None, [b"first", b"second"]))
     with pytest.raises(TypeError):
-        delivery.send(Batch(None, [b"third", b"fourth"]))
+        delivery.send(Chunk(None, [b"third", b"fourth"]))
     delivery.finish()
     assert (
         delivery.summary(is_exhausted=False) == "published 2 events to topic, stopped before line 3"
@@ -1035,7 +1075,7 @@ def test_events_that_the_client_has_lost_fail_when_their_time_is_over() -> None:
     stop = Stop()
     delivery = delivery_with(Client(pending()), 0.05, stop)
     began = time.monotonic()
-    delivery.send(Batch(None, [b"value", b"another"]))
+    delivery.send(Chunk(None, [b"value", b"another"]))
     delivery.finish()
     assert time.monotonic() > began + 0.05
     assert stop.requested

@@ -486,3 +486,4 @@ def test_the_table_of_the_bench_has_all_that_it_measures() -> None:
         found.setdefault(title, set()).add(tool)
     for work in importlib.import_module("bench").WORKS.values():
         assert work.commands.keys() <= found[work.title_for(work.events)]
+    assert "…" not in PAGES["docs/speed.md"]

@@ -620,3 +620,10 @@ def test_librdkafka_reads_what_is_encoded(
     headers = [("größe", b"\xff"), ("empty", b"")]
     assert all(message.headers() == headers for message in messages)
     assert [message.offset() for message in messages] == list(range(len(values)))
+
+
+def test_encoding_does_not_take_longer_for_events_that_cannot_fit() -> None:
+    """Only as many values are looked at as have room; the others may be of any kind."""
+    values: Any = [b"x"] * 100 + [object()] * 100
+    encoded = encode(None, values, b"\0", timestamp_delta=0, first_offset=1, room=8 * 50)
+    assert encoded.event_count == 50

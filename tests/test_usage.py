@@ -168,14 +168,14 @@ def test_a_bug_shows_a_traceback_after_all_is_delivered(
         scripts,
         "sources",
         "class SampleSource(SampleSource):",
-        "    def batches(self):",
-        "        yield Batch(None, [sample_value(number) for number in (1, 2, 3)])",
+        "    def chunks(self):",
+        "        yield Chunk(None, [sample_value(number) for number in (1, 2, 3)])",
         f"        raise TypeError({text!r})",
     )
     done = scripts.run("producer", "-t", topic)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(f"producer.py: published 3 events to {topic}\nTrace".encode())
-    check_traceback(done.stderr, "batches", f"TypeError: {text}")
+    check_traceback(done.stderr, "chunks", f"TypeError: {text}")
     assert len(read(topic)) == 3
 
 

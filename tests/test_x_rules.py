@@ -1191,7 +1191,7 @@ def publish(
     source = TweetSource(Stream(*answers), Gaps(has_backfill, second, Clock()), second, stop)
     events: list[Event] = []
     with suppress(Stopped):
-        for batch in source.batches():
+        for batch in source.chunks():
             events += zip(batch.keys or [], batch.values, strict=True)
     return events, source.details()
 
@@ -1238,7 +1238,7 @@ def test_what_came_before_a_disconnect_is_published_and_what_follows_is_not() ->
         stop = Hurried(1)
         body = b"\n".join([before, as_json(message), x_api.tweet(2), b"[2]", b""])
         source = TweetSource(Stream(answer(body)), Gaps(False), 1.0, stop)
-        batches = source.batches()
+        batches = source.chunks()
         assert next(batches).values == published
         with pytest.raises(Stopped):
             next(batches)
@@ -1313,7 +1313,7 @@ def test_each_kind_of_trouble_is_reported_once_a_minute_whatever_x_says(
 def test_what_x_dropped_while_kafka_held_us_up_is_asked_for_at_the_next_connect() -> None:
     clock, stop = Clock(), Hurried(2)
     stream = Stream(answer(Dripping(x_api.tweet(1) + b"\n" + x_api.tweet(2) + b"\n")), answer())
-    batches = TweetSource(stream, Gaps(True, 1.0, clock), 1.0, stop).batches()
+    batches = TweetSource(stream, Gaps(True, 1.0, clock), 1.0, stop).chunks()
     assert len(next(batches).values) == 1
     clock.now += 80  # nobody takes the next one; by now X has ended the connection
     with suppress(Stopped):
@@ -1328,7 +1328,7 @@ def test_a_gap_is_reported_if_the_run_ends_while_it_waits(
     body = x_api.tweet(1) + b"\n" + as_json(TOO_MANY_CONNECTIONS) + b"\n"
     source = TweetSource(Stream(answer(body)), Gaps(False, 1.0, clock), 1.0, Hurried(1))
     with suppress(Stopped):
-        list(source.batches())
+        list(source.chunks())
     clock.now += 60
     source.ended_early()
     assert messages(capfd)[-1].endswith("; the run ended before the stream resumed")
@@ -1343,7 +1343,7 @@ def test_a_gap_is_not_reported_again_once_the_run_is_over(
     gaps = Gaps(False, 1.0, clock)
     stream = Stream(*(answer(x_api.tweet(number) + b"\n") for number in (1, 2)))
     source = TweetSource(stream, gaps, 1.0, stop)
-    batches = source.batches()
+    batches = source.chunks()
     next(batches)
     gaps.end_connection()
     clock.now += 60
