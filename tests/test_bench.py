@@ -53,10 +53,16 @@ def test_the_bench_runs(tmp_path: Path) -> None:
 
 def test_a_row_for_each_tool() -> None:
     assert list(rows(result())) == [
-        "| publish | **producer.py** | 1.00 | 3.00 (2.00 to 7.00) | 0.50 | 70 |",
-        "|  | kcat | 0.33 | 1.00 (1.00 to 1.00) | 0.50 | 70 |",
+        "| publish | **producer.py** | 1.00 | 3.00 (2.00 to 7.00) | 3 | 0.50 | 70 |",
+        "|  | kcat | 0.33 | 1.00 (1.00 to 1.00) | 1 | 0.50 | 70 |",
     ]
     assert "| failed | status 1 |" in next(rows(result("status 1")))
+
+
+def test_a_tool_that_is_slow_or_fails_does_not_run_again() -> None:
+    assert not runs(30, 29).is_enough
+    assert runs(30, 31).is_enough
+    assert runs(1, failure="status 1").is_enough
 
 
 def test_goals_are_met_missed_or_not_measured(capsys: pytest.CaptureFixture[str]) -> None:

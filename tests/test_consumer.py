@@ -940,9 +940,10 @@ def test_a_signal_while_nobody_reads_its_output(
     assert [HELD_UP.sub(b"", each.stderr) for each in done] == [b""] * 3
     assert seconds >= 12
     assert 0 < len(printed) < 2_000_000
-    assert committed(scripts, topic, topic) == {0: None}
+    offset = committed(scripts, topic, topic)[0] or 0
+    assert offset <= printed.count(b"\n")
     again = scripts.run("consumer", "-t", topic, "-g", topic, "-e")
-    assert (again.returncode, again.stdout) == (0, (BIG + b"\n") * 2000)
+    assert (again.returncode, again.stdout) == (0, (BIG + b"\n") * (2000 - offset))
 
 
 def test_a_second_signal_ends_it_at_once(
