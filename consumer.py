@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report_bugs()
     end_silently_at_ctrl_c()
     # Imported late, so that --help and usage errors are fast and work without the packages
+    from streaming.kafka_version import check_version
+
+    check_version()
     from config import read_settings
     from streaming.follow import Follower
     from streaming.kafka_client import Kafka

@@ -19,7 +19,6 @@ from streaming.kafka_errors import (
     explain_words,
     words_of,
 )
-from streaming.kafka_internals import check_version
 from streaming.kafka_options import TLS_FILES, check_login, tls_context
 from streaming.timing import PATIENCE
 
@@ -44,7 +43,6 @@ class Kafka:
     """
 
     def __init__(self, settings: dict[str, Any], brokers: str | None, verbose: bool) -> None:
-        check_version()
         check_login(settings)
         self._settings = settings
         self._tls_context = tls_context(settings)

@@ -1,6 +1,6 @@
 """All uses of what kafka-python does not document; no other file relies on its internals.
 
-Each entry says what it does and why. All were checked with kafka-python 3.0.12, which
+Each entry says what it does and why. All were checked with the version in kafka_version.py, which
 requirements.txt pins: to upgrade, read this file again and run all tests.
 """
 
@@ -11,28 +11,14 @@ from copy import copy
 from itertools import islice
 from typing import Any, NamedTuple
 
-import kafka
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
 from kafka.consumer.fetcher import Fetcher
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from streaming.console import fail
 from streaming.in_flight import Events, TrackedBatch
 from streaming.records import Column, Malformed, Record, decode, decode_pairs, encode
-
-VERSION = "3.0.12"
-
-
-def check_version() -> None:
-    """Exit unless this is the version of kafka-python that was checked."""
-    if kafka.__version__ != VERSION:
-        fail(
-            f"kafka-python {kafka.__version__} is installed, but this needs {VERSION}. "
-            "Run: pip install -r requirements.txt (see Install in README.md)"
-        )
-
 
 # ---------------------------------------------------------------- admin client
 # Its methods return Kafka's responses as dictionaries; only these functions know their keys
@@ -144,7 +130,7 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no type
             if is_new:
                 queue.append(batch)
                 accumulator._incomplete.add(batch)
-        if is_new or sent.is_full:
+        if is_new:
             self._sender.wakeup()
         return Appended(sent, is_new, count)
 

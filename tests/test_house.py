@@ -14,7 +14,7 @@ import pytest
 
 from conftest import REPOSITORY, SCRIPTS, Scripts
 from processes import SOURCES
-from streaming.kafka_internals import VERSION
+from streaming.kafka_version import VERSION
 
 DEMO = [f"demo/{path.name}" for path in (REPOSITORY / "demo").glob("*.py")]
 ROOMS = {path: ast.parse((REPOSITORY / path).read_text("utf-8")) for path in [*SOURCES, *DEMO]}
@@ -22,7 +22,7 @@ PRODUCT = {path: ROOMS[path] for path in SOURCES}
 INTERNALS = "streaming/kafka_internals.py"
 # The documented modules of kafka-python, and what kafka itself exports
 DOCUMENTED = {"kafka.admin", "kafka.errors", "kafka.structs"}
-EXPORTED = {f"kafka.{name}" for name in kafka.__all__} | DOCUMENTED
+EXPORTED = {"kafka", *(f"kafka.{name}" for name in kafka.__all__), *DOCUMENTED}
 # What outlives a call: the texts that no message may show, and what Windows is to call
 STATE = {("streaming/console.py", "_secrets"), ("streaming/windows.py", "_handlers")}
 EMPTY = ("{}", "[]", "set()", "dict()", "list()")

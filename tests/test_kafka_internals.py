@@ -12,8 +12,7 @@ from kafka import TopicPartition, errors
 from kafka.producer.record_accumulator import RecordAccumulator
 
 from streaming.in_flight import Events, FailedEvents, TrackedBatch
-from streaming.kafka_client import Kafka
-from streaming.kafka_internals import VERSION, Producer
+from streaming.kafka_internals import Producer
 from streaming.records import encode_headers
 
 TOPIC = "topic"
@@ -231,16 +230,3 @@ def test_what_became_of_a_batch() -> None:
         assert all_failed.error is error
     each = [FailedEvents([n], size, reasons[n - 1]) for n, size in ((1, 1), (2, 2), (3, 3))]
     assert outcomes["rejected"].failed() == each
-
-
-def test_another_version_of_kafka_python_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(kafka, "__version__", "3.0.13")
-    with pytest.raises(SystemExit) as end:
-        Kafka({}, None, verbose=False)
-    assert end.value.code == 1
-    advice = "Run: pip install -r requirements.txt (see Install in README.md)\n"
-    assert capfd.readouterr().err.endswith(
-        f": kafka-python 3.0.13 is installed, but this needs {VERSION}. {advice}"
-    )

@@ -43,6 +43,7 @@ from streaming.delivery import MAX_IN_FLIGHT_BYTES, Delivery
 from streaming.flags import separator_type
 from streaming.in_flight import Events, TrackedBatch
 from streaming.kafka_internals import Appended, Producer
+from streaming.partitioning import partitions_of
 from streaming.publish import take
 from streaming.sources import (
     BLOCK_BYTES,
@@ -916,7 +917,15 @@ class Client:
     `metadata_errors`, it once does not know the topic's partitions.
     """
 
-    def __init__(self, *outcomes: Any, metadata_errors: Iterable[Exception] = ()) -> None:
+    def __init__(
+        self,
+        *outcomes: Any,
+        metadata_errors: Iterable[Exception] = (),
+        partitions: Iterable[int] = (0,),
+        with_leader: Iterable[int] = (0,),
+    ) -> None:
+        self._partitions, self._with_leader = set(partitions), set(with_leader)
+        self.used: list[int] = []  # the partition of each block
         self._outcomes = iter(outcomes)
         self._metadata_errors = iter(metadata_errors)
         self.appended: list[list[bytes | None]] = []
@@ -925,19 +934,20 @@ class Client:
     def partitions_for(self, _topic: str) -> set[int]:
         for error in self._metadata_errors:
             raise error
-        return {0}
+        return self._partitions
 
     def is_filling(self, _topic: str, _number: int) -> bool:
         return False
 
     def with_leader(self, _topic: str) -> set[int]:
-        return {0}
+        return self._with_leader
 
     def limit_batches(self, size: int) -> None:
         self.limits.append(size)
 
-    def append(self, _topic: str, _number: int, events: Events, _headers: bytes) -> Appended:
+    def append(self, _topic: str, partition: int, events: Events, _headers: bytes) -> Appended:
         self.appended.append(list(events.values))
+        self.used.append(partition)
         outcome = next(self._outcomes)
         if isinstance(outcome, TypeError):
             raise outcome
@@ -1048,6 +1058,32 @@ def test_a_split_batch_counts_by_its_parts_and_later_ones_are_smaller() -> None:
     assert client.limits == [50, 25]
     assert delivery.failures.resume_at == 4
     assert delivery.summary(True).startswith("published 3 events to topic, 1 failed: event 4 (5 ")
+
+
+def test_events_without_a_key_go_to_another_partition_with_a_leader_each_time() -> None:
+    """Here, no batch takes more than one block."""
+    client = Client(*[None] * 20, partitions=range(4), with_leader=[1, 3])
+    delivery = delivery_with(client, 60, Stop())
+    for _ in range(20):
+        delivery.send(Chunk(None, [b"value"]))
+    assert set(zip(client.used, client.used[1:], strict=False)) == {(1, 3), (3, 1)}
+    leaderless = Client(*[None] * 100, partitions=range(3), with_leader=[])
+    delivery = delivery_with(leaderless, 60, Stop())
+    for _ in range(100):
+        delivery.send(Chunk(None, [b"value"]))
+    assert set(leaderless.used) == {0, 1, 2}
+
+
+def test_a_key_chooses_the_partition_also_beside_events_without_a_key() -> None:
+    keys: list[bytes | None] = [None if number % 3 == 2 else b"%d" % number for number in range(60)]
+    client = Client(*[None] * 3, partitions=range(3), with_leader=[2])
+    delivery = delivery_with(client, 60, Stop())
+    delivery.send(Chunk(keys, [b"%d" % number for number in range(60)]))
+    own = partitions_of(keys, 3)
+    assert sorted(client.used) == [0, 1, 2]
+    for partition, found in zip(client.used, client.appended, strict=True):
+        mine = [n for n, each in enumerate(own) if (2 if each is None else each) == partition]
+        assert found == [b"%d" % number for number in mine]
 
 
 def test_what_is_in_flight_is_bounded_in_bytes_whatever_the_size_of_a_batch() -> None:
