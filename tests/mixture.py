@@ -258,8 +258,9 @@ class Stage(NamedTuple):
         killer.cancel()
         (self.folder / "producer.err").write_bytes(done.stderr)
         said = "\n".join(split_log("producer", done.stderr)[1]).replace(NO_KEYS, "")
-        # A signal may have ended it before it had anything to lose
-        summary = read_summary(said.encode()) if done.returncode >= 0 else Summary(0, next_line=1)
+        # A signal may have ended it before it had anything to lose, or when all was done and said
+        has_said = done.returncode >= 0 or ": published " in said
+        summary = read_summary(said.encode()) if has_said else Summary(0, next_line=1)
         skipped = set(map(int, re.findall(r": skipped event (\d+) ", said)))
         splits = done.stderr.count(b"splitting batch and retrying")
         return Run(began, now(), done.returncode, summary, skipped, splits)
