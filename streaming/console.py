@@ -11,6 +11,7 @@ from typing import NoReturn
 
 # Modules that requirements.txt installs, and the packages that provide them
 PACKAGES = {"dotenv": "python-dotenv", "kafka": "kafka-python", "requests": "requests"}
+INSTALL = "Run: pip install -r requirements.txt (see Install in README.md)"
 # Of a longer message, only this many characters of its beginning and of its end are shown
 MESSAGE_BEGINNING, MESSAGE_END = 300, 190
 
@@ -76,10 +77,7 @@ def _report_uncaught(
     if isinstance(error, ImportError) and package:
         is_missing = isinstance(error, ModuleNotFoundError) and "." not in str(error.name)
         problem = "is not installed" if is_missing else "is not the version that this needs"
-        say(
-            f"the package {package} {problem}. "
-            "Run: pip install -r requirements.txt (see Install in README.md)"
-        )
+        say(f"the package {package} {problem}. {INSTALL}")
     else:
         _write(mask("".join(traceback.format_exception(kind, error, trace))))
 

@@ -94,8 +94,8 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no type
 
     send() makes a future, takes a lock and formats a debug line for every event, which takes far
     longer than encoding it. Like send(), append() adds to the batches that wait for the client's
-    thread, but many events at once. That thread still does the rest: header, sequence
-    number, checksum, compression, retries.
+    thread, but many events at once. That thread still does the rest: header, sequence number,
+    checksum, compression, retries.
     """
 
     def __init__(self, **options: Any) -> None:

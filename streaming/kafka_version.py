@@ -2,7 +2,7 @@
 
 import kafka
 
-from streaming.console import fail
+from streaming.console import INSTALL, fail
 
 VERSION = "3.0.12"
 
@@ -10,7 +10,4 @@ VERSION = "3.0.12"
 def check_version() -> None:
     """Exit if another version is installed; call it before what others may lack is imported."""
     if kafka.__version__ != VERSION:
-        fail(
-            f"kafka-python {kafka.__version__} is installed, but this needs {VERSION}. "
-            "Run: pip install -r requirements.txt (see Install in README.md)"
-        )
+        fail(f"kafka-python {kafka.__version__} is installed, but this needs {VERSION}. {INSTALL}")
