@@ -19,7 +19,7 @@ from streaming.kafka_errors import (
     explain_words,
     words_of,
 )
-from streaming.kafka_options import TLS_FILES, check_login, tls_context
+from streaming.kafka_options import TLS_FILES, check_login, tls_context, with_scram_name
 from streaming.timing import PATIENCE
 
 DEFAULT_SERVERS = "localhost:9092"
@@ -44,7 +44,7 @@ class Kafka:
 
     def __init__(self, settings: dict[str, Any], brokers: str | None, verbose: bool) -> None:
         check_login(settings)
-        self._settings = settings
+        self._settings = with_scram_name(settings)
         self._tls_context = tls_context(settings)
         self._has_flag = brokers is not None
         self.servers: str = brokers or settings.get("bootstrap_servers", DEFAULT_SERVERS)

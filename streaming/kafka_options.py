@@ -106,6 +106,17 @@ def check_login(options: dict[str, Any]) -> None:
             )
 
 
+def with_scram_name(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the user's name as SCRAM has to send it (RFC 5802, section 5.1).
+
+    The client sends it as it is (kafka-python 3.0.12; kafka-python-ng pull request 196).
+    """
+    name = options.get("sasl_plain_username", "")
+    if not (name and options.get("sasl_mechanism", "").startswith("SCRAM")):
+        return options
+    return {**options, "sasl_plain_username": name.replace("=", "=3D").replace(",", "=2C")}
+
+
 def tls_context(options: dict[str, Any]) -> ssl.SSLContext | None:
     """Return the context for all TLS connections, or None without TLS.
 
@@ -143,7 +154,7 @@ def use_setting(options: dict[str, Any], name: str, use: Callable[[str], object]
             use(value)
     except OSError as error:  # ssl.SSLError is one, too
         shown, advice = value, ADVICE.get(name, "")
-        if not value.isprintable():  # "C:\new" has a line break in it
+        if re.search(r"[\a\b\f\n\r\t\v]", value):  # "C:\new" has a line break in it
             shown, advice = repr(value), "Put the path in single quotes."
         reason = tls_reason(error) if isinstance(error, ssl.SSLError) else str(error.strerror)
         fail(f"cannot use KAFKA_{name.upper()}={shown}: {Explanation(reason, advice)}", status=2)

@@ -12,7 +12,15 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ResourcePattern,
+    ResourceType,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from broker import Broker, ReservedPort, listeners_of
 from config import read_settings
@@ -49,10 +57,11 @@ TLS = {
     "KAFKA_SSL_PASSWORD": "secret-of-the-key",
 }
 WAYS = {"SCRAM-SHA-512": SCRAM, "PLAIN, by another name": ANY_NAME, "mutual TLS": TLS}
+WRITER = "writer,o=x"  # SCRAM escapes its comma and =
 # What an ACL allows each user on a topic
 RIGHTS = {
     "everyone": (ACLOperation.ALL, "*"),
-    "writer": (ACLOperation.WRITE, "open"),
+    WRITER: (ACLOperation.WRITE, "open"),
     "reader": (ACLOperation.READ, "open"),
     "creator": (ACLOperation.WRITE, "new"),  # who may write to it, but not create it
     "watcher": (ACLOperation.DESCRIBE, "empty"),  # who may see it, but not read it
@@ -111,7 +120,11 @@ class Secured(Broker):
         self.unreachable = {f"TO_{name}": address for name, address in self.given.items()}
         super().__init__(
             listeners=("SASL_SSL", "SSL", *self.unreachable),
-            credentials=[f"SCRAM-SHA-512=[name={u},password=secret-of-{u}]" for u in RIGHTS],
+            credentials=[
+                f"SCRAM-SHA-512=[name={user},password=secret-of-{user}]"
+                for user in RIGHTS
+                if user != WRITER  # Kafka's storage tool cannot take that name
+            ],
         )
         self._settings = {**self.listener_settings(), **self.tls_settings()}
 
@@ -180,6 +193,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         with KafkaAdminClient(bootstrap_servers=broker.address) as admin:
             one = {"num_partitions": 1}
             admin.create_topics({"open": one, "closed": one, "empty": one})
+            password = f"secret-of-{WRITER}"
+            writer = UserScramCredentialUpsertion(WRITER, ScramMechanism.SCRAM_SHA_512, password)
+            admin.alter_user_scram_credentials([writer])
             grant_rights(admin)
         with KafkaProducer(bootstrap_servers=broker.address) as producer:
             producer.send("open", b"an event").get(GUARD)
@@ -267,10 +283,10 @@ REFUSALS = [
     ),
     Failure(NO_CERTIFICATE, PRODUCE, tls_failed("…certificate…", "SSL")),
     Failure(as_user("reader"), PRODUCE, unpublished("open")),
-    Failure(as_user("writer"), (*PRODUCE, "-t", "closed"), unpublished("closed")),
+    Failure(as_user(WRITER), (*PRODUCE, "-t", "closed"), unpublished("closed")),
     Failure(as_user("creator"), (*PRODUCE, "-t", "new"), f"cannot create topic new: {NO_RIGHT}"),
-    Failure(as_user("writer"), CONSUME, unreadable("open")),
-    Failure(as_user("writer"), ("consumer", "-t", "closed"), unreadable("closed")),
+    Failure(as_user(WRITER), CONSUME, unreadable("open")),
+    Failure(as_user(WRITER), ("consumer", "-t", "closed"), unreadable("closed")),
     Failure(as_user("watcher"), (*CONSUME, "-t", "empty"), unreadable("empty")),
     Failure(as_user("reader"), (*CONSUME, "-g", "readers"), unreadable("open", NO_GROUP_RIGHT)),
     unreachable("producer", "NOBODY", "connection refused"),
@@ -348,7 +364,7 @@ def test_a_secured_kafka_lets_in_whom_it_should_and_refuses_the_others(
         ]
     for trip in trips:
         trip.result()
-    scripts = secured.scripts(tmp_path / "writer", as_user("writer"), server)
+    scripts = secured.scripts(tmp_path / "writer", as_user(WRITER), server)
     done = scripts.run("producer", "-t", "open", input=b"one\ntwo\n")
     assert (done.returncode, done.stderr) == (0, b"producer.py: published 2 events to open\n")
     check_refused(secured, refused)
@@ -379,7 +395,7 @@ def test_a_certificate_and_a_key_that_do_not_fit(
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize(("user", "may_read"), [("everyone", True), ("writer", False)])
+@pytest.mark.parametrize(("user", "may_read"), [("everyone", True), (WRITER, False)])
 def test_backfill_after_a_restart_needs_the_right_to_read(
     secured: Secured, tmp_path: Path, server: ForkServer, user: str, may_read: bool
 ) -> None:
