@@ -1,8 +1,8 @@
 """Publish events to a Kafka topic: lines from files or standard input, or numbered sample events.
 
 examples:
-  producer.py                         one sample event per second until Ctrl-C, unless standard
-                                      input is a pipe or file
+  producer.py                         one sample event per second until Ctrl-C, if standard input is
+                                      a terminal, closed or the null device
   producer.py -n 5 --interval 0       five sample events at once
   producer.py access.log              one event per line of the file
   tail -f access.log | producer.py    each line as it arrives
@@ -134,13 +134,16 @@ def check_flags(parser: Parser, options: argparse.Namespace) -> None:
 
 
 def default_files() -> list[str]:
-    """Return ["-"] if standard input is a pipe or file; [] if it is a terminal or closed.
+    """Return [] if standard input is a terminal, closed or the null device; otherwise ["-"]."""
+    return [] if sys.stdin is None or os.isatty(0) or is_null_device() else ["-"]
 
-    The null device counts as closed.
-    """
-    if sys.stdin is None or stat.S_ISCHR(os.fstat(0).st_mode):
-        return []
-    return ["-"]
+
+def is_null_device() -> bool:
+    """Return whether standard input is the null device; on Windows, isatty() says so."""
+    if sys.platform == "win32":
+        return False
+    status = os.fstat(0)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev
 
 
 if __name__ == "__main__":

@@ -248,6 +248,8 @@ class Delivery:
         self.check()
         if not self._in_flight:
             return
+        if self._stop.requested:
+            self._producer.stop_lingering()
         self._in_flight[0].wait(TICK)
         if time.monotonic() > self._last_progress_at + self._stall_timeout:
             self._settle(self._in_flight.pop(0))  # the client has lost track of it
@@ -282,6 +284,7 @@ class Delivery:
 
     def finish(self) -> None:
         """Wait for events in flight; count those not acknowledged in time as failed."""
+        self._producer.stop_lingering()
         while self._in_flight and not self._stop.is_overdue:
             self._wait()
         self.check()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
 from kafka.consumer.fetcher import Fetcher
+from kafka.net.compat import KafkaNetClient
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.protocol.consumer import IsolationLevel
 from kafka.record.memory_records import MemoryRecordsBuilder
@@ -88,6 +89,22 @@ def _values(configs: dict[str, dict[str, Any]]) -> dict[str, str | None]:
 
 # ---------------------------------------------------------------- producer
 
+NAP_MS = 100
+
+
+class Connections(KafkaNetClient):  # type: ignore[misc]  # kafka-python has no types
+    """A producer's connections, which let its thread sleep while a broker cannot take its batches.
+
+    The thread takes the seconds of connection_delay() for milliseconds, and 0, while a connection
+    is being made or has too many requests in flight, for no reason to wait: it would hardly pause
+    (kafka-python issues 1413 and 1907). It may sleep longer, as any event on a connection wakes it.
+    """
+
+    def connection_delay(self, node_id: int) -> float:
+        """Return how many milliseconds to sleep."""
+        seconds: float = super().connection_delay(node_id)
+        return max(1000 * seconds, NAP_MS)
+
 
 class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no types
     """A KafkaProducer that takes many events at a time.
@@ -100,7 +117,7 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no type
 
     def __init__(self, **options: Any) -> None:
         """Connect; raise UnsupportedVersionError if Kafka is too old for our record batches."""
-        super().__init__(**options)
+        super().__init__(kafka_client=Connections, **options)
         if self._accumulator.config["message_version"] < 2:
             self.close(timeout=0)
             raise errors.UnsupportedVersionError("publishing needs Kafka 0.11 or later")
@@ -148,6 +165,14 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no type
         topic_partition = TopicPartition(topic, partition)
         with self._accumulator._tp_lock(topic_partition):
             return has_open_batch(self._accumulator._batches[topic_partition])
+
+    def stop_lingering(self) -> None:
+        """Send what waits for linger_ms at once, and all later batches, too.
+
+        So does flush(), but it also waits until they are delivered.
+        """
+        self._accumulator.config["linger_ms"] = 0
+        self._sender.wakeup()
 
     def limit_batches(self, size: int) -> None:
         """Limit all later batches to this many bytes, also those that the client makes."""

@@ -3,16 +3,19 @@
 These fail when another version of kafka-python does something else.
 """
 
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import kafka
 import pytest
 from kafka import TopicPartition, errors
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.producer.sender import Sender as KafkaSender
 
 from streaming.in_flight import Events, FailedEvents, TrackedBatch
-from streaming.kafka_internals import Producer
+from streaming.kafka_internals import NAP_MS, Connections, Producer
 from streaming.records import encode_headers
 
 TOPIC = "topic"
@@ -137,6 +140,22 @@ def test_smaller_batches_on_request() -> None:
     producer.limit_batches(200)
     producer.limit_batches(300)
     assert [len(batch) for batch in producer.add([b"x" * 50] * 4)] == [2, 2]
+
+
+def test_the_clients_thread_sleeps_while_a_broker_cannot_take_a_batch() -> None:
+    """It does so until it may connect again, and while it is connecting."""
+    producer = OfflineProducer()
+    producer.add([b"value"])
+    connections = Connections(bootstrap_servers="127.0.0.1:1")
+    [broker] = connections.cluster.bootstrap_brokers()
+    sender = KafkaSender(connections, None, producer._accumulator)
+    sender._metadata = SimpleNamespace(leader_for_partition=lambda _: broker.node_id)
+    connections._manager._backoff[broker.node_id] = (1, time.monotonic() + 3600, 1000)
+    until_it_expires = sender._send_producer_data()
+    assert until_it_expires > 60_000
+    connections._manager._backoff.clear()
+    assert sender._send_producer_data() == NAP_MS
+    assert broker.node_id in connections._manager._conns
 
 
 def test_what_does_not_fit_leaves_a_batch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,16 @@
 
 import ctypes
 import errno
+import fcntl
 import itertools
 import json
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -226,6 +229,20 @@ def test_sample_events_go_to_the_new_topic_sample(scripts: Scripts, read: Read) 
     events = [json.loads(record.value) for record in read("sample")]
     assert [event["number"] for event in events] == [1, 2, 3, 4, 5]
     assert all(datetime.strptime(event["time"], "%Y-%m-%dT%H:%M:%S%z").tzinfo for event in events)
+
+
+def test_sample_events_are_for_a_terminal_alone(scripts: Scripts, topic: str, read: Read) -> None:
+    """Or for no input at all; a socket is read, and so is a device, here of random bytes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open("/dev/urandom", "rb") as device, Terminal() as terminal:
+        ours.sendall(b"line")
+        ours.shutdown(socket.SHUT_WR)
+        publish(scripts, topic, 1, stdin=theirs)
+        assert values(read(topic)) == [b"line"]
+        publish(scripts, topic, 3, "-n", 3, stdin=device)
+        assert not any(b'{"number"' in record.value for record in read(topic))
+        publish(scripts, f"{topic}-sample", 1, "-n", 1, stdin=terminal.device)
+    assert sample_numbers(read(f"{topic}-sample")) == [1]
 
 
 @pytest.mark.parametrize(("interval", "size"), [(0.7, 1), (0, 500)])
@@ -677,6 +694,23 @@ def test_after_nohup_a_hangup_is_ignored(scripts: Scripts, topic: str, read: Rea
     assert values(read(topic)) == [b"before", b"after"]
 
 
+LINGER = {"KAFKA_LINGER_MS": "1000000", "KAFKA_DELIVERY_TIMEOUT_MS": "2000000"}
+
+
+def test_nothing_lingers_once_no_more_events_come(scripts: Scripts, topic: str, read: Read) -> None:
+    """A signal stops one producer, another one reaches the end of its input, or COUNT."""
+    stopped = scripts.start("producer", "-t", topic, stdin=subprocess.PIPE, env=LINGER)
+    stopped.send(b"1\n2\n")
+    wait_until(stopped.takes_signals)
+    wait_until(lambda: fcntl.ioctl(stopped.process.stdin, termios.FIONREAD, bytes(4)) == bytes(4))
+    done = stopped.end(signal.SIGTERM)
+    assert done.stderr.decode() == published(topic, 2, "line 3 of standard input")
+    assert done.returncode == 128 + signal.SIGTERM
+    publish(scripts, topic, 1, input=b"3", env=LINGER)
+    publish(scripts, topic, 1, "-n", 1, env=LINGER)
+    assert len(read(topic)) == 4
+
+
 def tasks(producer: Running) -> set[str]:
     """The IDs of its threads."""
     return set(os.listdir(f"/proc/{producer.process.pid}/task"))
@@ -852,16 +886,17 @@ def live_lines(terminal: Terminal, width: int, summary: str) -> list[str]:
 def test_progress_on_a_terminal(scripts: Scripts, topic: str, tmp_path: Path, columns: int) -> None:
     """On a line that fills all columns but the last, so it neither wraps nor leaves remnants.
 
-    Of sample events, or of a file that is read while Kafka gets nothing for more than a second.
+    Of sample events, or of a file that takes two seconds to read.
     """
+    with (scripts.folder / "streaming" / "sources.py").open("a") as file:
+        file.write("BLOCK_BYTES = 10\ndef wait_for_input(_):\n    return not time.sleep(0.5)\n")
     (tmp_path / "lines").write_bytes(numbered(3))
     arguments = ["-n", 3, "--interval", 0.6] if columns else ["lines"]
-    full = r"producer\.py: [03] events, \d/s, 100%(, waiting.*)? *"
+    full = r"producer\.py: \d events?, \d/s, (33|66|100)%(, waiting.*)? *"
     pattern = r"producer\.py: \d events?,.{1,2}" if columns else full
     with Terminal(columns) as terminal:
         options: Any = {"stdin": terminal.device, "stderr": terminal.device, "cwd": tmp_path}
-        env = {"KAFKA_LINGER_MS": "1500"}
-        done = scripts.run("producer", "-t", topic, *arguments, **options, env=env)
+        done = scripts.run("producer", "-t", topic, *arguments, **options)
         live = live_lines(terminal, (columns or 80) - 1, published(topic, 3))
     assert done.returncode == 0
     assert live
@@ -941,6 +976,9 @@ class Client:
 
     def with_leader(self, _topic: str) -> set[int]:
         return self._with_leader
+
+    def stop_lingering(self) -> None:
+        """There is nothing that lingers."""
 
     def limit_batches(self, size: int) -> None:
         self.limits.append(size)
