@@ -71,6 +71,8 @@ def _read_env_file() -> dict[str, str]:
             text = _decode(file.read(), path)
             mode = os.fstat(file.fileno()).st_mode
     except FileNotFoundError:
+        if os.path.islink(ENV_FILE):
+            fail(f"cannot read {path}: it is a link to a file that does not exist", status=2)
         return {}
     except OSError as error:
         fail(f"cannot read {path}: {error.strerror}", status=2)
@@ -128,7 +130,11 @@ def _refuse_unknown(name: str, value: str | None, path: str) -> NoReturn:
 
 def _display_path(path: str) -> str:
     """Shorten the path of a file in the current directory to its name."""
-    return os.path.basename(path) if os.path.dirname(path) == os.getcwd() else path
+    try:
+        is_here = os.path.dirname(path) == os.getcwd()
+    except FileNotFoundError:  # the current directory has been deleted
+        is_here = False
+    return os.path.basename(path) if is_here else path
 
 
 def _secrets_in(name: str, value: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Messages on standard error: one line each, without secrets."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -14,14 +15,15 @@ PACKAGES = {"dotenv": "python-dotenv", "kafka": "kafka-python", "requests": "req
 INSTALL = "Run: pip install -r requirements.txt (see Install in README.md)"
 # Of a longer message, only this many characters of its beginning and of its end are shown
 MESSAGE_BEGINNING, MESSAGE_END = 300, 190
+# C0, DEL and C1, line ends, and what changes the direction of text
+CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 _secrets: set[str] = set()
 
 
 def say(message: object, live: bool = False) -> None:
     """Write a one-line message to standard error; the next message overwrites a live one."""
-    text = mask(f"{os.path.basename(sys.argv[0])}: {message}")
-    text = " ".join(text.splitlines())
+    text = escape(mask(f"{os.path.basename(sys.argv[0])}: {message}"))
     if len(text) > MESSAGE_BEGINNING + MESSAGE_END:
         text = f"{text[:MESSAGE_BEGINNING]} ... {text[-MESSAGE_END:]}"
     if sys.stderr and os.isatty(2):
@@ -46,6 +48,11 @@ def mask(text: str) -> str:
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def escape(text: str) -> str:
+    r"""Return the text on one line, with \x1b and the like for what would control a terminal."""
+    return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def pluralize(number: int, unit: str) -> str:

@@ -314,7 +314,8 @@ def wait_for_input(file: io.FileIO) -> bool:
 
     On systems that cannot wait for a pipe (Windows), the read itself blocks.
     """
-    if os.name != "posix":
+    if sys.platform == "win32":
         return True
-    readable, _, _ = select.select([file], [], [], 0.1)
-    return bool(readable)
+    poller = select.poll()  # unlike select(), it takes descriptors above 1,023
+    poller.register(file, select.POLLIN)
+    return bool(poller.poll(100))

@@ -22,9 +22,14 @@ STOP_SIGNALS = [
 def end_silently_at_ctrl_c() -> None:
     """Let Ctrl-C end the process at once and silently, until Stop.handle_signals.
 
-    Until then the script has nothing to lose.
+    Until then the script has nothing to lose. As the first process of a container, it needs
+    handlers for that: for this one, the kernel ignores each signal that has none.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if os.getpid() == 1:
+        for number in STOP_SIGNALS:
+            if not _is_ignored_hangup(number):
+                signal.signal(number, lambda number, _: os._exit(128 + number))
+    elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -243,6 +243,10 @@ def test_an_env_file_that_cannot_be_read(configure: Configure, refusal: Refusal)
     path.unlink()
     path.mkdir()
     assert refusal(read_settings) == (2, f"cannot read {path}: {os.strerror(EISDIR)}")
+    path.rmdir()
+    path.symlink_to("not-mounted")
+    sentence = f"cannot read {path}: it is a link to a file that does not exist"
+    assert refusal(read_settings) == (2, sentence)
 
 
 def test_an_env_file_of_windows(configure: Configure) -> None:

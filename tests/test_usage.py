@@ -1,9 +1,11 @@
 """What a person types, sees and presses: flags, --help, messages, signals and the log."""
 
+import errno
 import importlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,17 @@ import pytest
 
 import consumer
 from broker import Broker
-from conftest import SCRIPTS, Read, Result, Scripts, split_log, unread_pipe, values, wait_until
+from conftest import (
+    SCRIPTS,
+    Read,
+    Result,
+    Running,
+    Scripts,
+    split_log,
+    unread_pipe,
+    values,
+    wait_until,
+)
 from streaming.console import say
 from streaming.flags import brokers_type
 from x_api import XApi
@@ -101,7 +113,91 @@ def test_help_shows_the_usage_what_the_script_does_and_examples(lone_scripts: Sc
         assert done.stderr.decode() == message
 
 
+# ------------------------------------------------------------------ what a script is started in
+
+
+def run_after(command: str, scripts: Scripts, *call: object, **options: Any) -> Result:
+    """Run a script in a shell that has first run this command."""
+    script, *arguments = map(str, call)
+    line = scripts.call(script, tuple(arguments), options)
+    return Running(["bash", "-c", f'{command} && exec "$@"', "bash", *line], options).end()
+
+
+def test_the_current_folder_has_been_deleted(scripts: Scripts, topic: str, tmp_path: Path) -> None:
+    """A relative path is a sentence; what needs none works."""
+    delete = f"mkdir '{tmp_path}/gone' && cd '{tmp_path}/gone' && rmdir '{tmp_path}/gone'"
+    (tmp_path / "lines").write_bytes(b"line\n")
+    assert run_after(delete, scripts, "producer", "-t", topic, tmp_path / "lines").returncode == 0
+    done = run_after(delete, scripts, "consumer", "-t", topic, "-e")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"line\n", b"")
+    missing = os.strerror(errno.ENOENT)
+    tls = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CAFILE": "ca.pem"}
+    token = {"BEARER_TOKEN": "token"}
+    for call, env, sentence in (
+        (("producer", "lines"), {}, f"cannot read lines: {missing}"),
+        (("consumer",), tls, f"cannot use KAFKA_SSL_CAFILE=ca.pem: {missing}"),
+        (("twitter-stream",), {**tls, **token}, f"cannot use KAFKA_SSL_CAFILE=ca.pem: {missing}"),
+    ):
+        done = run_after(delete, scripts, *call, env=env)
+        message = f"{call[0]}.py: {sentence}\n"
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", message)
+    env_file = scripts.folder / ".env"
+    env_file.write_text("TYPO=1\n")
+    done = run_after(delete, scripts, "consumer")
+    assert done.returncode == 2
+    assert f"unknown setting TYPO in {env_file};".encode() in done.stderr
+
+
+def test_more_descriptors_than_select_takes(scripts: Scripts, topic: str, tmp_path: Path) -> None:
+    """Those from 3 to 1,100 are open already, so that all that a script opens comes after them."""
+    occupy = 'ulimit -n 4096 && for n in {3..1100}; do eval "exec $n</dev/null"; done'
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with open(fifo, "r+b", buffering=0) as pipe:
+        pipe.write(b"one\ntwo\n")
+        done = run_after(occupy, scripts, "producer", "-t", topic, "-n", 2, fifo)
+    sentence = f"producer.py: published 2 events to {topic}\n"
+    assert (done.returncode, done.stderr.decode()) == (0, sentence)
+    done = run_after(occupy, scripts, "consumer", "-t", topic, "-e")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"one\ntwo\n", b"")
+    with XApi() as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+        done = run_after(occupy, scripts, "twitter-stream", "-t", f"{topic}-x", "-n", 3, env=env)
+    sentence = f"published 3 tweets to {topic}-x (0 reconnects, 0 skipped)"
+    assert (done.returncode, done.stderr.decode()) == (0, f"twitter-stream.py: {sentence}\n")
+
+
+def test_python_o_is_refused_before_anything_connects(lone_scripts: Scripts) -> None:
+    """Kafka-python cannot work with it."""
+    for script in SCRIPTS:
+        env = {"PYTHONOPTIMIZE": "2"}
+        done = lone_scripts.run(script, env=env)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr.decode() == (
+            f"{script}.py: kafka-python does not work in optimized mode. Run Python without -O, "
+            "and unset PYTHONOPTIMIZE.\n"
+        )
+        assert lone_scripts.run(script, "--help", env=env).returncode == 0
+
+
 # ------------------------------------------------------------------ standard error
+
+
+def test_control_characters_in_names_are_escaped(lone_scripts: Scripts, tmp_path: Path) -> None:
+    """Other characters stay as they are; bytes that are not UTF-8 are shown by their numbers."""
+    red, readable, latin = b"\x1b[31mre\nd\x7f", "größe 晚安 👩‍🚀".encode(), b"gr\xf6\xdfe"
+    shown = rb"\x1b[31mre\nd\x7f", readable, rb"gr\udcf6\udcdfe"
+    names = [os.fsdecode(name) for name in (red, readable, latin)]
+    done = lone_scripts.run("producer", *names, cwd=tmp_path)
+    lines = [b"producer.py: cannot read %s: No such file or directory\n" % name for name in shown]
+    assert (done.returncode, done.stderr) == (2, b"".join(lines))
+    done = lone_scripts.run("producer", "--\x1b[31m", cwd=tmp_path)
+    unknown = rb"producer.py: unrecognized arguments: --\x1b[31m. See --help."
+    assert (done.returncode, done.stderr) == (2, unknown + b"\n")
+    env = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CAFILE": names[0] + "?"}
+    done = lone_scripts.run("consumer", env=env, cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"\x1b" not in done.stderr
 
 
 def test_nobody_reads_standard_error(
@@ -249,9 +345,28 @@ def test_a_signal_during_the_slow_imports_ends_silently(
         assert (done.returncode, done.stderr) == (-number, b"")
 
 
+def test_process_1_of_a_container_ends_at_once_while_it_connects(scripts: Scripts) -> None:
+    """Where the kernel ignores signals without a handler; here the scripts only believe it."""
+    one = "os = types.SimpleNamespace(**{**vars(os), 'getpid': lambda: 1})"
+    redefine(scripts, "stop", "import types", one)
+    env = {"BEARER_TOKEN": "token"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        for call, number in (
+            (("producer",), signal.SIGTERM),
+            (("consumer", "--list"), signal.SIGINT),
+            (("twitter-stream",), signal.SIGHUP),
+        ):
+            running = scripts.start(*call, "-b", address, env=env)
+            connection, _ = silent.accept()
+            with connection:
+                done = running.end(number)
+            assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
+
+
 def test_a_signal_while_a_read_blocks(scripts: Scripts, topic: str, read: Read) -> None:
     """As on Windows, where nothing can wait for a pipe; half a line has already been read."""
-    windows = "os = types.SimpleNamespace(**{**vars(os), 'name': 'nt'})"
+    windows = "sys = types.SimpleNamespace(**{**vars(sys), 'platform': 'win32'})"
     redefine(scripts, "sources", "import types", windows)
     running = scripts.start("producer", "-t", topic, stdin=subprocess.PIPE)
     running.send(b"one\ntwo\nthree\nfou")
