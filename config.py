@@ -132,7 +132,7 @@ def _display_path(path: str) -> str:
     """Shorten the path of a file in the current directory to its name."""
     try:
         is_here = os.path.dirname(path) == os.getcwd()
-    except FileNotFoundError:  # the current directory has been deleted
+    except OSError:  # the current directory has been deleted
         is_here = False
     return os.path.basename(path) if is_here else path
 

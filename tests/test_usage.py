@@ -130,9 +130,13 @@ def test_the_current_folder_has_been_deleted(scripts: Scripts, topic: str, tmp_p
     assert run_after(delete, scripts, "producer", "-t", topic, tmp_path / "lines").returncode == 0
     done = run_after(delete, scripts, "consumer", "-t", topic, "-e")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"line\n", b"")
+    token = {"BEARER_TOKEN": "token"}
+    with XApi() as api:
+        env = {"STREAM_URL": api.url, "BEARER_TOKEN": api.token}
+        done = run_after(delete, scripts, "twitter-stream", "-t", f"{topic}-x", "-n", 1, env=env)
+    assert done.returncode == 0, done.stderr
     missing = os.strerror(errno.ENOENT)
     tls = {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CAFILE": "ca.pem"}
-    token = {"BEARER_TOKEN": "token"}
     for call, env, sentence in (
         (("producer", "lines"), {}, f"cannot read lines: {missing}"),
         (("consumer",), tls, f"cannot use KAFKA_SSL_CAFILE=ca.pem: {missing}"),
