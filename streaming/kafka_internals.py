@@ -89,7 +89,7 @@ def _values(configs: dict[str, dict[str, Any]]) -> dict[str, str | None]:
 
 # ---------------------------------------------------------------- producer
 
-NAP_MS = 100
+NAP_MS = 100  # the shortest sleep
 
 
 class Connections(KafkaNetClient):  # type: ignore[misc]  # kafka-python has no types
