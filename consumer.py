@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from streaming.listing import list_lines
     from streaming.output import Output
 
-    output = Output(options.separator, options.json)
+    output = Output(options.separator, options.json, in_pieces=bool(options.group))
     kafka = Kafka(read_settings().kafka, options.brokers, options.verbose)
     if options.list:
         output.write_lines(list_lines(kafka, options.topic, options.group, options.json))
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.stop_at_end:
             follower.stop_at_current_ends()
         for batches in follower.read(options.count):
-            output.write(batches)
+            written = output.write(batches, follower.keep_up)
             if output.is_reader_gone():
                 return 0  # without a commit: there is no telling what it has read
-            follower.commit()
+            follower.commit(written)
         return stop.exit_status if follower.is_cut_short else 0
 
 

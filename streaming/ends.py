@@ -36,16 +36,24 @@ class Ends:
             return True
         return knows_partitions and not self._unfinished & self._consumer.assignment()
 
-    def take(self, batches: list[FetchedBatch]) -> list[FetchedBatch]:
-        """Return the events before the ends; finish the partitions that have reached theirs."""
-        taken: list[FetchedBatch] = []
+    def cut(self, batches: list[FetchedBatch]) -> list[FetchedBatch]:
+        """Return the events before the ends."""
+        return [
+            batch.before(self._ends[batch.partition])
+            for batch in batches
+            if batch.offset < self._ends.get(batch.partition, 0)  # 0: it was added later
+        ]
+
+    def limit(self, offsets: Offsets) -> Offsets:
+        """Return the offsets, none of them beyond its partition's end."""
+        ends = self._ends
+        return {p: min(offset, ends[p]) for p, offset in offsets.items() if p in ends}
+
+    def note(self, batches: list[FetchedBatch]) -> None:
+        """Finish the partitions whose end these batches reach; their events have been printed."""
         for batch in batches:
-            end = self._ends.get(batch.partition, 0)  # 0: the partition was added later
-            if batch.offset < end:
-                taken.append(batch.before(end))
-            if batch.next_offset >= end:
+            if batch.next_offset >= self._ends.get(batch.partition, 0):
                 self._finish(batch.partition)
-        return taken
 
     def look_again(self) -> None:
         """Finish partitions that are at their end, even if no event has shown it.

@@ -7,13 +7,20 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from kafka import OffsetAndMetadata, TopicPartition, errors
+from kafka import TopicPartition, errors
 
+from streaming.commits import (
+    GENERATION_ERRORS,
+    Commits,
+    commit,
+    first_events,
+    offsets_after,
+)
 from streaming.console import fail
-from streaming.ends import RESPONSE_TIMEOUT_MS, Ends, Offsets
+from streaming.ends import Ends, Offsets
 from streaming.kafka_client import Kafka, committed_offsets
 from streaming.kafka_errors import CONNECTION_ERRORS, warn_about_expired_events
-from streaming.kafka_internals import Consumer, FetchedBatch
+from streaming.kafka_internals import Consumer, FetchedBatch, positions
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
 from streaming.watch import (
@@ -47,10 +54,11 @@ class Follower:
         self._kafka, self._topic, self._group, self._stop = kafka, topic, group, stop
         self._consumer: Any = None
         self._membership: Membership | None = None
+        self._commits: Commits | None = None
         self._starts: Offsets = {}
         self._ends: Ends | None = None  # None: it has no end
         self._max_batches = 1  # of the next poll; the batches of the last one tell their usual size
-        self._reached: Offsets = {}  # the offsets after the events that were yielded last
+        self._printed = 0  # how many of the events that were yielded last
         self.is_cut_short = False  # COUNT or the ends have not been reached
 
     def __enter__(self) -> "Follower":
@@ -68,6 +76,7 @@ class Follower:
         self._consumer = self._kafka.connect(Consumer, options)
         if self._group:
             self._membership = Membership(self._consumer, self._topic, self._group)
+            self._commits = Commits(self._consumer, self._group, self._stop)
         else:
             self._subscribe()  # early: the first request for partitions then assigns them
         warn_about_expired_events()
@@ -77,6 +86,8 @@ class Follower:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         try:
+            if self._commits:
+                self._commits.give_up("Kafka has not responded in time")
             if isinstance(error, errors.KafkaError):
                 fail(f"cannot read topic {self._topic}: {self._kafka.explain(error)}")
         finally:
@@ -108,29 +119,49 @@ class Follower:
     def read(self, count: int | None) -> Iterator[list[FetchedBatch]]:
         """Yield events, some at a time, until COUNT of them, the ends, or a request to stop.
 
-        A poll without events yields an empty list. Signals are handled from the first poll on.
+        A poll without events yields an empty list. After each list, call commit(). Signals are
+        handled from the first poll on.
         """
         self._begin()
         self._stop.handle_signals()
         self.is_cut_short = bool(count or self._ends)
         remaining = count
         for batches in self._batches():
-            wanted = batches
-            if remaining is not None:
-                wanted, remaining = first_events(batches, remaining)
-            self._reached = {batch.partition: batch.next_offset for batch in wanted}
+            wanted = batches if remaining is None else first_events(batches, remaining)
+            if self._commits:
+                self._commits.begin(wanted, self._reached(wanted, batches))
             yield wanted
-            if remaining == 0:
-                self.is_cut_short = False
-                return
+            if remaining is not None:
+                remaining -= self._printed
+                if not remaining:
+                    self.is_cut_short = False
+                    return
 
-    def commit(self) -> None:
-        """Commit for the group, if any, that it has read the events that were yielded last.
+    def _reached(self, wanted: list[FetchedBatch], batches: list[FetchedBatch]) -> Offsets:
+        """Return where reading continues after the wanted ones of these events."""
+        reached = offsets_after(wanted)
+        if reached != offsets_after(batches):
+            return reached
+        # Also past what no event shows, such as the end of a transaction
+        known = positions(self._consumer)
+        return {**reached, **(self._ends.limit(known) if self._ends else known)}
 
-        If that fails, they will be printed again.
+    def keep_up(self, printed: int) -> bool:
+        """Call this now and then if it takes long to print the events that were yielded last.
+
+        `printed` is how many have been printed. For a group, this commits them, and keeps the
+        member's place; it returns whether to print the rest.
         """
-        if self._group and self._reached:
-            self._commit(self._reached)
+        if not (self._commits and self._membership):
+            return True
+        self._membership.check(has_events=True)
+        return self._commits.keep_up(printed)
+
+    def commit(self, printed: int) -> None:
+        """Note how many of the events yielded last have been printed, and commit for the group."""
+        self._printed = printed
+        if self._commits:
+            self._commits.finish(printed)
 
     # ------------------------------------------------------------ where to start
 
@@ -174,7 +205,9 @@ class Follower:
             for partition, start in starts.items()
             if start and partition not in committed
         }
-        if new and not self._commit(new):
+        try:
+            commit(self._consumer, new)
+        except (*GENERATION_ERRORS, errors.RetriableError):
             fail(
                 f"cannot apply {flag} to group {self._group}: it has active members. "
                 f"Stop them or omit {flag}."
@@ -183,14 +216,6 @@ class Follower:
     def _committed(self, group: str) -> Offsets:
         """Return all offsets that the group has committed."""
         return self._kafka.ask(partial(committed_offsets, group=group))
-
-    def _commit(self, offsets: Offsets) -> bool:
-        wanted = {partition: OffsetAndMetadata(offset) for partition, offset in offsets.items()}
-        try:
-            self._consumer.commit(wanted, RESPONSE_TIMEOUT_MS)
-        except (errors.CommitFailedError, errors.RetriableError):
-            return False
-        return True
 
     def _begin(self) -> None:
         """Join the group, or go to where to start in all partitions."""
@@ -242,7 +267,9 @@ class Follower:
                 return
             polled = self._poll()
             has_read = has_read or bool(polled)
-            yield self._ends.take(polled) if self._ends else polled
+            yield self._ends.cut(polled) if self._ends else polled
+            if self._ends and not (self._commits and self._commits.is_cut):
+                self._ends.note(polled)
             if not self._stop.requested:
                 self._look_around(watches, has_events=bool(polled))
 
@@ -287,14 +314,3 @@ class Follower:
             events = sum(batch.most_events for batch in found)
             self._max_batches = max(1, EVENTS_PER_POLL * len(found) // events)
         return found
-
-
-def first_events(batches: list[FetchedBatch], count: int) -> tuple[list[FetchedBatch], int]:
-    """Return the first `count` events, and how many are still missing."""
-    wanted: list[FetchedBatch] = []
-    for batch in batches:
-        if count:
-            first, events = batch.first(count)
-            wanted.append(first)
-            count -= events
-    return wanted, count

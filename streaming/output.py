@@ -6,15 +6,20 @@ import functools
 import json
 import os
 import select
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from kafka import errors
+
 from streaming.console import fail
 from streaming.kafka_internals import FetchedBatch
 from streaming.records import Header
+from streaming.writing import BackgroundWriter, Block
 
 WRITE_BYTES = 1 << 20  # how much to collect before writing; a single batch or event may be larger
+TICK = 1.0  # seconds
 # One encoder, and what all events share as ready-made text, are faster than json.dumps
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -23,48 +28,81 @@ class Output:
     """Standard output, for events or other lines. Exits if it is closed or cannot be written to.
 
     Each event is a line: its value; with a separator, key, separator and value; or a JSON object.
+    With `in_pieces`, no more is written at a time than a pipe takes at once.
     """
 
-    def __init__(self, separator: bytes | None, as_json: bool) -> None:
+    def __init__(self, separator: bytes | None, as_json: bool, in_pieces: bool = False) -> None:
         try:
-            os.fstat(1)
+            is_file = stat.S_ISREG(os.fstat(1).st_mode)  # it is never slow
         except OSError as error:
             fail_to_write(error)
-        self._format: Callable[[FetchedBatch], Iterator[bytes]] = (
+        self._format: Callable[[FetchedBatch], Iterator[list[bytes]]] = (
             json_lines if as_json else functools.partial(plain_lines, separator=separator)
         )
+        self._in_pieces = in_pieces and not is_file
+        self._writer = BackgroundWriter()
         self._is_broken = False  # writing has failed because the reader is gone
 
-    def write(self, batches: list[FetchedBatch]) -> None:
-        """Write events; nothing if the reader is gone.
+    def write(
+        self, batches: list[FetchedBatch], keep_up: Callable[[int], bool] = lambda _: True
+    ) -> int:
+        """Write events; return how many were written.
 
-        Raise KafkaError on reaching one that cannot be read; those before it are written first.
+        While the reader takes its time, call keep_up() every second with how many have been written
+        so far; if it returns False, leave the others. Raise KafkaError on reaching an event that
+        cannot be read; those before it are written first.
         """
-        blocks: list[bytes] = []
+        written = 0
+
+        def keep_up_within_block(lines_written: int) -> bool:
+            return keep_up(written + lines_written)
+
+        for lines in self._blocks(batches):
+            block = Block(lines, self._in_pieces)
+            goes_on = self._write(block, keep_up_within_block)
+            written += block.lines_written
+            if not goes_on:
+                break
+        return written
+
+    def _blocks(self, batches: list[FetchedBatch]) -> Iterator[list[bytes]]:
+        """Yield the lines of events, about WRITE_BYTES at a time."""
+        lines: list[bytes] = []
         size = 0
         try:
             for batch in batches:
-                for block in self._format(batch):
-                    blocks.append(block)
-                    size += len(block)
+                for more in self._format(batch):
+                    lines += more
+                    size += sum(map(len, more))
                     if size >= WRITE_BYTES:
-                        self.write_lines(blocks)
-                        blocks, size = [], 0
-                    if self._is_broken:
-                        return
-        finally:
-            self.write_lines(blocks)
+                        yield lines
+                        lines, size = [], 0
+        except errors.KafkaError:
+            if lines:
+                yield lines
+            raise
+        if lines:
+            yield lines
 
     def write_lines(self, lines: list[bytes]) -> None:
         r"""Write lines, adding the \n to each; nothing if the reader is gone."""
-        if not lines:
-            return
+        if lines:
+            self._write(Block(lines, self._in_pieces), lambda _: True)
+
+    def _write(self, block: Block, keep_up: Callable[[int], bool]) -> bool:
+        """Write a block, calling keep_up() with how many of its lines; return whether to go on."""
+        goes_on = True
         try:
-            write_all(b"\n".join(lines) + b"\n")
+            while not block.is_done:
+                self._writer.write(block, TICK)
+                if not block.is_done and not keep_up(block.lines_written):
+                    goes_on = False
+                    block.cut()
         except OSError as error:
             if not (is_broken_pipe(error) or self.is_reader_gone()):
                 fail_to_write(error)
             self._is_broken = True
+        return goes_on and not self._is_broken
 
     def is_reader_gone(self) -> bool:
         """Return whether standard output is a pipe whose reader is gone.
@@ -78,17 +116,6 @@ class Output:
         return bool(poller.poll(0))
 
 
-def write_all(data: bytes) -> None:
-    remaining = memoryview(data)
-    with open(1, "wb", buffering=0, closefd=False) as output:
-        while remaining:
-            written = output.write(remaining)
-            if written is None:  # a full pipe that somebody has made non-blocking
-                select.select([], [output], [])
-            else:
-                remaining = remaining[written:]
-
-
 def is_broken_pipe(error: OSError) -> bool:
     """Return whether the error says that a pipe's reader is gone; Windows has two errors for it."""
     return error.errno == errno.EPIPE or (sys.platform == "win32" and error.errno == errno.EINVAL)
@@ -98,8 +125,8 @@ def fail_to_write(error: OSError) -> NoReturn:
     fail(f"cannot write to standard output: {error.strerror}")
 
 
-def plain_lines(batch: FetchedBatch, separator: bytes | None) -> Iterator[bytes]:
-    r"""Yield values joined by \n; with a separator, each comes after its key, if any, and that.
+def plain_lines(batch: FetchedBatch, separator: bytes | None) -> Iterator[list[bytes]]:
+    """Yield values; with a separator, each comes after its key, if any, and that.
 
     producer.py -K reads such lines.
     """
@@ -110,10 +137,10 @@ def plain_lines(batch: FetchedBatch, separator: bytes | None) -> Iterator[bytes]
                 line if key is None else key + separator + line
                 for key, line in zip(keys, lines, strict=True)
             ]
-        yield b"\n".join(lines)
+        yield lines
 
 
-def json_lines(batch: FetchedBatch) -> Iterator[bytes]:
+def json_lines(batch: FetchedBatch) -> Iterator[list[bytes]]:
     """Yield JSON objects: topic, partition, offset, timestamp, key, value, headers."""
     topic, partition = batch.partition
     start = f'{{"topic": {ENCODER.encode(topic)}, "partition": {partition}, "offset": '
@@ -121,9 +148,8 @@ def json_lines(batch: FetchedBatch) -> Iterator[bytes]:
         fields = f"{json_field('key', record.key)}, {json_field('value', record.value)}"
         headers = ", ".join(map(json_header, record.headers))
         time = "null" if record.timestamp is None else record.timestamp
-        yield (
-            f'{start}{record.offset}, "timestamp": {time}, {fields}, "headers": [{headers}]}}'
-        ).encode()
+        line = f'{start}{record.offset}, "timestamp": {time}, {fields}, "headers": [{headers}]}}'
+        yield [line.encode()]
 
 
 def json_header(header: Header) -> str:

@@ -15,6 +15,7 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.util import calc_crc32c
 
 from streaming import ends, follow
+from streaming.commits import first_events
 from streaming.kafka_internals import FetchedBatch, FetchedPartition
 from streaming.output import Output
 
@@ -197,18 +198,15 @@ def events_of(batches: list[FetchedBatch]) -> list[Event]:
 def check_cuts(batches: list[FetchedBatch], events: list[Event], chance: random.Random) -> None:
     """Compare the first so many events, and those before an offset, with what slices say."""
     count = chance.randrange(len(events) + 2)
-    first, missing = follow.first_events(batches, count)
-    assert events_of(first) == events[:count]
-    assert missing == max(count - len(events), 0)
+    assert events_of(first_events(batches, count)) == events[:count]
     middle = chance.choice([*events, Event(0, 0, None, None, [])]).offset + chance.choice([0, 1])
     wanted = [event for event in events if event.offset < middle]
     cut = [batch.before(middle) for batch in batches if batch.offset < middle]
     assert events_of(cut) == wanted
     count = chance.randrange(len(wanted) + 2)
-    first, missing = follow.first_events(cut, count)
+    first = first_events(cut, count)
     assert events_of(first) == wanted[:count]
-    assert missing == max(count - len(wanted), 0)
-    if first and not missing and count:
+    if first and 0 < count <= len(wanted):
         assert first[-1].next_offset > wanted[count - 1].offset
         assert not [event for event in wanted[count:] if event.offset < first[-1].next_offset]
 
@@ -314,7 +312,7 @@ def test_a_malformed_event_matters_only_if_it_is_wanted(capfdbinary: Any) -> Non
         Output(None, False).write([part])
         assert capfdbinary.readouterr().out == b"10\n11\n"
     assert bad.first(2)[1] == 2
-    assert follow.first_events([one(corrupted([b"10", b"11", b"12"], 10), 11)], 5)[1] == 4
+    assert one(corrupted([b"10", b"11", b"12", b"13"]), 11).first(5)[1] == 2
     part, count = bad.first(3)
     assert count == 3
     assert printed([part], capfdbinary) == (b"10\n11\n", WRONG_LENGTH)
@@ -350,7 +348,7 @@ def test_a_codec_without_its_package(monkeypatch: pytest.MonkeyPatch, capfdbinar
     batches = fetched(data + poor).take()
     error = "Libraries for lz4 compression codec not found"
     assert printed(batches, capfdbinary) == (b"0\n1\n2\n", error)
-    assert follow.first_events(batches, 9)[0] == batches
+    assert first_events(batches, 9) == batches
 
 
 # ------------------------------------------------------------------ what is kept, and what is cut
@@ -385,13 +383,16 @@ def test_e_ends_inside_a_batch() -> None:
     reading = ends.Ends(consumer, {PARTITION: 3, other: 8}, {PARTITION: 0, other: 0})
     batches = fetched(batch_of(0, [b"0", b"1"]) + batch_of(2, [b"2", b"3"])).take()
     later = fetched(batch_of(4, [b"4"]), 4).take()
-    taken = reading.take(batches + later)
+    taken = reading.cut(batches + later)
     assert [event.value for event in events_of(taken)] == [b"0", b"1", b"2"]
     assert [batch.next_offset for batch in taken] == [2, 3]
+    consumer.pause.assert_not_called()  # before they are printed
+    reading.note(batches + later)
     assert {call.args for call in consumer.pause.call_args_list} == {(PARTITION,)}
     assert not reading.are_reached(knows_partitions=False)
     exact = ends.Ends(consumer, {PARTITION: 2}, {PARTITION: 0})
-    assert exact.take(batches[:1])[0].next_offset == 2
+    assert exact.cut(batches[:1])[0].next_offset == 2
+    exact.note(batches[:1])
     assert exact.are_reached(knows_partitions=False)
 
 
@@ -411,11 +412,16 @@ def test_a_poll_asks_for_about_5000_events() -> None:
 def test_many_small_batches_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And large ones about a megabyte at a time."""
     written: list[bytes] = []
-    monkeypatch.setattr("streaming.output.write_all", written.append)
+
+    def write(_: int, data: memoryview) -> int:
+        written.append(bytes(data))
+        return len(data)
+
+    monkeypatch.setattr("streaming.writing.os", SimpleNamespace(write=write))
     small = b"".join(batch_of(number, [b"%d" % number]) for number in range(500))
-    Output(None, False).write(fetched(small).take())
+    assert Output(None, False).write(fetched(small).take()) == 500
     assert written == [b"".join(b"%d\n" % number for number in range(500))]
     written.clear()
     large = b"".join(batch_of(number, [b"x" * 300_000]) for number in range(9))
-    Output(None, False).write(fetched(large).take())
+    assert Output(None, False).write(fetched(large).take()) == 9
     assert list(map(len, written)) == [4 * 300_001, 4 * 300_001, 300_001]

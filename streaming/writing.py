@@ -1,0 +1,133 @@
+"""Standard output, whose reader may be slow: written in pieces, so that nobody has to wait for it.
+
+A pager may stand still for an hour, and a worker may take minutes for what fits a pipe.
+"""
+
+import os
+import queue
+import select
+import sys
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+from itertools import accumulate, count
+from operator import add
+
+from streaming.timing import PATIENCE
+
+# What a pipe takes at once, whole, when it is ready (POSIX); Windows has no such rule
+PIECE_BYTES = 4096 if sys.platform == "win32" else select.PIPE_BUF
+MARGIN = 1.0 * PATIENCE  # seconds that a thread may need to notice that its time is over
+
+
+class Block:
+    r"""Lines on their way out, given without their \n, and how far they have been written.
+
+    They are written in pieces, or all at once.
+    """
+
+    def __init__(self, lines: list[bytes], in_pieces: bool) -> None:
+        self._lines = lines
+        self._data = memoryview(b"\n".join(lines) + b"\n")
+        self._piece_ends = self._find_piece_ends() if in_pieces else iter([len(self._data)])
+        # Positions in bytes
+        self._written = 0
+        self._begun = 0  # the end of the piece that is being written, or was written last
+        self._end = len(self._data)
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """Where each line begins, and where the last one ends."""
+        return list(map(add, accumulate(map(len, self._lines), initial=0), count()))
+
+    def _find_piece_ends(self) -> Iterator[int]:
+        """Yield where pieces end: after as many whole lines as fit, or within a longer one.
+
+        The last piece of such a line has nothing else.
+        """
+        line = 0
+        while line < len(self._lines):
+            start = self._bounds[line]
+            fitting = bisect_right(self._bounds, start + PIECE_BYTES) - 1
+            if fitting == line:
+                fitting += 1
+                yield from range(start + PIECE_BYTES, self._bounds[fitting], PIECE_BYTES)
+            line = fitting
+            yield self._bounds[line]
+
+    @property
+    def is_done(self) -> bool:
+        return self._written >= self._end
+
+    @property
+    def lines_written(self) -> int:
+        """How many lines have been written to their end."""
+        if self._written == len(self._data):
+            return len(self._lines)
+        return bisect_right(self._bounds, self._written) - 1
+
+    def cut(self) -> None:
+        """Write nothing more, except for the rest of a line that has been begun."""
+        torn_at = self._written if self._end_of_line(self._begun) == self._begun else self._begun
+        self._end = self._end_of_line(torn_at)
+
+    def _end_of_line(self, position: int) -> int:
+        """Return the position itself if no line would be torn there."""
+        return self._bounds[bisect_left(self._bounds, position)]
+
+    def write_until(self, deadline: float) -> None:
+        """Write as much as the reader takes until a time.monotonic(); raise OSError."""
+        while not self.is_done:
+            seconds = deadline - time.monotonic()
+            if seconds < 0 or not is_writable(seconds):
+                return
+            if self._written == self._begun:
+                self._begun = next(self._piece_ends)
+            with suppress(BlockingIOError):  # another writer to the same pipe was faster
+                self._written += os.write(1, self._data[self._written : self._begun])
+
+
+def is_writable(seconds: float) -> bool:
+    """Wait until standard output can take a piece; always true on Windows, which cannot tell."""
+    if sys.platform == "win32":
+        return True
+    _, writable, _ = select.select([], [1], [], seconds)
+    return bool(writable)
+
+
+class BackgroundWriter:
+    """Writes blocks, one at a time, in a thread of its own, which may get stuck in a write.
+
+    A terminal that was stopped (Ctrl-S) keeps it, and any pipe on Windows.
+    """
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[tuple[Block, float]] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        self._is_busy = False
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def write(self, block: Block, seconds: float) -> None:
+        """Write the block, or what the reader takes in that time; raise OSError as os.write()."""
+        if not self._is_busy:
+            self._is_busy = True
+            self._work.put((block, time.monotonic() + seconds))
+        try:
+            error = self._outcomes.get(timeout=seconds + MARGIN)
+        except queue.Empty:
+            return
+        self._is_busy = False
+        if error:
+            raise error
+
+    def _run(self) -> None:
+        while True:
+            block, deadline = self._work.get()
+            try:
+                block.write_until(deadline)
+                self._outcomes.put(None)
+            except OSError as error:  # raised in the calling thread
+                self._outcomes.put(error)
