@@ -1,7 +1,8 @@
-"""A stand-in for X's sampled stream: real HTTP/1.1 on a real socket, with scripted faults.
+"""A stand-in for X's streams: real HTTP/1.1 on a real socket, with scripted faults.
 
-A script is a list of steps: each connection takes the next step; once they run out, the last
-one repeats. To run it as a program:
+It has the sampled stream and, at /2/tweets/search/stream, the filtered one with its rules. A script
+is a list of steps: each connection takes the next step; once they run out, the last one repeats. To
+run it as a program:
 
   x_api.py --port 8080 --token secret --rate 58
   x_api.py --script '[{"status": 503}, {"tweets": 100, "end": "torn"}, {}]'
@@ -50,7 +51,16 @@ NOT_AUTHORIZED = {
     "status": 401,
     "detail": "Unauthorized",
 }
+NO_RULES = {
+    "title": "ConnectionException",
+    "detail": "Rules must be configured before connecting.",
+    "connection_issue": "RuleConfigurationIssue",
+    "type": "https://api.x.com/2/problems/streaming-connection",
+}
+NOT_JSON = "Requests with bodies must have content-type of application/json."
 KEEP_ALIVE = b"\r\n"
+Rule = dict[str, str]  # id, value and tag
+FILTERED, RULES = "/2/tweets/search/stream", "/2/tweets/search/stream/rules"
 TOKEN = "secret-token"  # noqa: S105
 
 
@@ -64,9 +74,9 @@ class Step:
     before: str = ""  # instead of the answer: "close", or "reset" within its head
     body: str | bytes = ""  # of an error; in a stream it is sent as is, before the tweets
     lines: Sequence[str | bytes] = ()  # sent before the tweets, and counted among them
-    tweets: int | None = None  # None: as many as are read
+    tweets: int | None = None  # None: as many as are read; in a filtered stream, before filtering
     posts: bool = False  # instead of `tweets`: what is posted from now on; see XApi.count_posted
-    end: str = "finish"  # one of Handler.finish_stream
+    end: str = "finish"  # one of Handler.finish_stream; torn and tail if nothing is filtered
     missed: int = 0  # tweets posted between its end and the next connection
     again: int = 0  # how many of the newest tweets are sent once more at the start
     gzip: bool = False
@@ -84,9 +94,12 @@ class Request(NamedTuple):
     headers: dict[str, str]
 
 
-def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
-    """The JSON of tweet `number`, as X writes it: id and text, and what `fields` ask for."""
-    language, text = TEXTS[number % len(TEXTS)]
+def tweet(number: int, fields: Iterable[str] = (), matching: Iterable[Rule] = ()) -> bytes:
+    """The JSON of tweet `number`, as X writes it: id and text, and what `fields` ask for.
+
+    In the filtered stream it names the rules that it matches.
+    """
+    language, text = language_and_text(number)
     identity = str(1_990_000_000_000_000_000 + number * 4_194_304)
     more = {
         "author_id": str(12_345_678 + number % 997),
@@ -94,16 +107,107 @@ def tweet(number: int, fields: Iterable[str] = ()) -> bytes:
         "lang": language,
     }
     data: dict[str, Any] = {name: more[name] for name in more if name in fields}
-    data |= {"edit_history_tweet_ids": [identity], "id": identity, "text": f"{text} {number}"}
-    return json.dumps({"data": data}, ensure_ascii=False, separators=(",", ":")).encode()
+    data |= {"edit_history_tweet_ids": [identity], "id": identity, "text": text}
+    content: dict[str, Any] = {"data": data}
+    names = [{"id": rule["id"], "tag": rule["tag"]} for rule in matching]
+    if names:
+        content["matching_rules"] = names
+    return compact(content).encode()
+
+
+def compact(content: object) -> str:
+    """JSON as X writes it."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def language_and_text(number: int) -> tuple[str, str]:
+    """The language and the text of tweet `number`."""
+    language, text = TEXTS[number % len(TEXTS)]
+    return language, f"{text} {number}"
+
+
+class Rules:
+    """The rules of the filtered stream, by their IDs."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Rule] = {}
+        self.identities = itertools.count(1_980_000_000_000_000_000)
+
+    def matching(self, number: int) -> list[Rule]:
+        """The rules that tweet `number` matches."""
+        return [rule for rule in list(self.by_id.values()) if matches(rule, number)]
+
+    def listed(self) -> Step:
+        """X's answer with all rules."""
+        rules = list(self.by_id.values())
+        return rules_answer(200, rules, result_count=len(rules))
+
+    def changed(self, body: bytes) -> Step:
+        """Add or delete rules; X's answer."""
+        try:
+            content = json.loads(body)
+            return self.add(content["add"]) if "add" in content else self.delete(content["delete"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return invalid_request('$: {"add":[{"value":…}]} or {"delete":{"ids":[…]}} is required')
+
+    def add(self, rules: Iterable[Mapping[str, str]]) -> Step:
+        added = [
+            {"id": str(next(self.identities)), "value": rule["value"], "tag": rule.get("tag", "")}
+            for rule in rules
+            if rule["value"].strip()
+        ]
+        self.by_id |= {rule["id"]: rule for rule in added}
+        summary = {"created": len(added), "not_created": 0, "valid": len(added), "invalid": 0}
+        return rules_answer(201, added, summary=summary)
+
+    def delete(self, which: Mapping[str, Sequence[str]]) -> Step:
+        found = [self.by_id.pop(identity, None) for identity in which["ids"]]
+        missed = found.count(None)
+        summary = {"deleted": len(found) - missed, "not_deleted": missed}
+        return rules_answer(200, [], summary=summary)
+
+
+def matches(rule: Rule, number: int) -> bool:
+    """Does tweet `number` match the rule?
+
+    Each word of the rule must occur in the text, in any case; `lang:xx` compares the language. X's
+    own rules can do far more.
+    """
+    language, text = language_and_text(number)
+    return all(
+        word == f"lang:{language}" if word.startswith("lang:") else word in text.casefold()
+        for word in rule["value"].casefold().split()
+    )
+
+
+def rules_answer(status: int, rules: list[Rule], **meta: object) -> Step:
+    """X's answer to a request about rules."""
+    sent = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+    content: dict[str, object] = {"data": rules} if rules else {}
+    content["meta"] = {"sent": sent, **meta}
+    return Step(status=status, body=f"{compact(content)}\n")
+
+
+def invalid_request(message: str) -> Step:
+    """X's answer to a request that it does not understand."""
+    content = {
+        "errors": [{"parameters": {}, "message": message}],
+        "title": "Invalid Request",
+        "detail": "One or more parameters to your request was invalid.",
+        "type": "https://api.x.com/2/problems/invalid-request",
+    }
+    return Step(status=400, body=f"{compact(content)}\n")
 
 
 class XApi:
-    """The server, for use in a `with` block: its `url`, the lines `sent` whole, the `requests`.
+    """The server, for use in a `with` block: its URLs, the lines `sent` whole, the `requests`.
 
-    `flows` has the times of the first and the last tweet of each connection that had any.
-    `rate` is how many tweets it sends a second; 0: as many as are read. With a `certificate` (the
-    file names of a chain and of its key) it speaks TLS.
+    `url` is that of the sampled stream, `filtered_url` that of the filtered one. `flows` has the
+    times of the first and the last tweet of each connection that had any; in the filtered stream,
+    of the first and the last tweet or keep-alive. `rate` is how many tweets are posted a second;
+    0: as many as are read. The filtered stream sends a keep-alive after `keep_alive` seconds in
+    which no tweet has matched. With a `certificate` (the file names of a chain and of its key) it
+    speaks TLS.
     """
 
     def __init__(
@@ -113,8 +217,11 @@ class XApi:
         rate: float = 0,
         port: int = 0,
         certificate: tuple[str, str] | None = None,
+        keep_alive: float = 20,
     ) -> None:
         self.script, self.token, self.rate = script, token, rate
+        self.keep_alive = keep_alive
+        self.rules = Rules()
         self.sent: list[bytes] = []
         self.flows: list[list[float]] = []
         self.recent: deque[bytes] = deque(maxlen=1000)  # what backfill brings, sent or missed
@@ -132,7 +239,8 @@ class XApi:
             context.load_cert_chain(*certificate)
             self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         scheme = "https" if certificate else "http"
-        self.url = f"{scheme}://127.0.0.1:{self.server.server_address[1]}/2/tweets/sample/stream"
+        origin = f"{scheme}://127.0.0.1:{self.server.server_address[1]}"
+        self.url, self.filtered_url = f"{origin}/2/tweets/sample/stream", f"{origin}{FILTERED}"
 
     def __enter__(self) -> "XApi":
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -142,12 +250,6 @@ class XApi:
         self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
-
-    def next_tweets(self, count: int, fields: Sequence[str]) -> list[bytes]:
-        with self.lock:
-            made = [tweet(next(self.numbers), fields) for _ in range(count)]
-            self.recent += made
-            return made
 
     def count_posted(self, moment: float) -> int:
         """How many tweets, numbered from 0, have been posted by that time.monotonic().
@@ -172,10 +274,17 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def do_GET(self) -> None:
-        query = dict(parse_qsl(urlsplit(self.path).query))
+        url = urlsplit(self.path)
+        if url.path == RULES:
+            self.answer_about_rules(self.api.rules.listed)
+            return
+        query = dict(parse_qsl(url.query))
+        self.is_filtered = url.path == FILTERED
         self.step = self.api.next_step(query, dict(self.headers))
-        if self.headers["Authorization"] != f"Bearer {self.api.token}":
-            self.step = Step(status=401, body=json.dumps(NOT_AUTHORIZED))
+        if self.is_filtered and not self.api.rules.by_id:
+            self.step = Step(status=409, body=compact(NO_RULES))
+        if not self.has_token():
+            self.step = Step(status=401, body=compact(NOT_AUTHORIZED))
         self.api.stopped.wait(self.step.delay)
         self.close_connection = True
         with suppress(OSError):  # the client went away
@@ -189,6 +298,21 @@ class Handler(BaseHTTPRequestHandler):
             self.fields = query.get("tweet.fields", "").split(",")
             with self.counted():
                 self.stream(int(query.get("backfill_minutes", 0)))
+
+    def do_POST(self) -> None:
+        """Change the rules."""
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.headers.get_content_type() == "application/json":
+            self.answer_about_rules(lambda: self.api.rules.changed(body))
+        else:
+            self.answer_about_rules(lambda: invalid_request(NOT_JSON))
+
+    def answer_about_rules(self, result: Callable[[], Step]) -> None:
+        self.step = result() if self.has_token() else Step(401, body=compact(NOT_AUTHORIZED))
+        self.answer()
+
+    def has_token(self) -> bool:
+        return self.headers["Authorization"] == f"Bearer {self.api.token}"
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -250,35 +374,54 @@ class Handler(BaseHTTPRequestHandler):
             )
             self.send_new_tweets()
         self.finish_stream()
-        self.api.next_tweets(self.step.missed, self.fields)
+        self.next_tweets(self.step.missed)
+
+    def next_tweets(self, count: int) -> list[bytes]:
+        """Those of the next tweets to be posted that this stream gets."""
+        with self.api.lock:
+            made = self.tweets(itertools.islice(self.api.numbers, count))
+            self.api.recent += made
+            return made
+
+    def tweets(self, numbers: Iterable[int]) -> list[bytes]:
+        """Those of the tweets with these numbers that this stream gets."""
+        if not self.is_filtered:
+            return [tweet(number, self.fields) for number in numbers]
+        pairs = [(number, self.api.rules.matching(number)) for number in numbers]
+        return [tweet(number, self.fields, matching) for number, matching in pairs if matching]
 
     def send_posts(self, backfill_minutes: int) -> None:
         """Send what was posted in the last minutes, then each new post, until stopped."""
         first = self.api.count_posted(time.monotonic() - backfill_minutes * 60)
         while not self.api.stopped.wait(1 / self.api.rate):
             end = self.api.count_posted(time.monotonic())
-            self.send_tweets([tweet(number, self.fields) for number in range(first, end)])
+            self.send_tweets(self.tweets(range(first, end)))
             first = end
 
     def send_new_tweets(self) -> None:
         """Send as many tweets as the step says, with keep-alives in between."""
         flow: list[float] = []
+        heard = time.monotonic()
         for count in itertools.count(0, self.step.batch):
             if count == self.step.tweets or self.api.stopped.is_set():
                 break
-            self.send_tweets(self.api.next_tweets(self.step.batch, self.fields))
-            self.note_time(flow)
-            if count % 10 == 9:
+            tweets = self.next_tweets(self.step.batch)
+            self.send_tweets(tweets)
+            is_due = time.monotonic() > heard + self.api.keep_alive
+            if is_due if self.is_filtered else count % 10 == 9:
                 self.send(KEEP_ALIVE)
+            if tweets or is_due:
+                heard = self.note_time(flow)
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
                 break
 
-    def note_time(self, flow: list[float]) -> None:
+    def note_time(self, flow: list[float]) -> float:
         now = time.monotonic()
         if not flow:
             flow += [now, now]
             self.api.flows.append(flow)
         flow[1] = now
+        return now
 
     def send_tweets(self, lines: list[bytes]) -> None:
         if lines:
@@ -317,14 +460,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_torn_line(self) -> None:
         """End within a chunk, after a whole line and half of the next one."""
-        whole, half = self.api.next_tweets(2, self.fields)
+        whole, half = self.next_tweets(2)
         data = self.packed(whole + b"\r\n" + half[: len(half) // 2])
         self.wfile.write(b"%x\r\n%b" % (len(data) + 1000, data))
         self.api.sent.append(whole)
 
     def send_tail(self) -> None:
         r"""End as usual, but without the last line's \n."""
-        [line] = self.api.next_tweets(1, self.fields)
+        [line] = self.next_tweets(1)
         self.send(line + b"\r")
         self.api.sent.append(line)
         self.wfile.write(b"0\r\n\r\n")

@@ -1,6 +1,7 @@
 """demo/broker.py and demo/x_api.py as people run them by hand, the demo, and environment.py."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import environment
 from broker import Broker, BrokerError, write_properties
 from conftest import GUARD, REPOSITORY, Running, Scripts, copy_project
 from forkserver import ForkServer
+from x_api import TOKEN, XApi
 
 
 def start(script: str, *arguments: object, **env: str) -> Running:
@@ -183,6 +185,64 @@ def test_the_stand_in_by_hand(port: int) -> None:
     with refused.value as answer:
         assert (answer.code, json.load(answer)["title"]) == (401, "Unauthorized")
     assert api.end(signal.SIGINT).returncode == 0
+
+
+def ask(
+    url: str, body: bytes | None = None, bearer: str = TOKEN, kind: str = "application/json"
+) -> tuple[int, Any]:
+    """The status and the JSON of the stand-in's answer to a GET, or to a POST of that body."""
+    headers = {"Authorization": f"Bearer {bearer}", "Content-Type": kind}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, headers), timeout=GUARD
+        ) as it:
+            return it.status, json.load(it)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_the_filtered_stream_of_the_stand_in() -> None:
+    """It has rules, which decide at any moment what an open connection gets."""
+    with XApi(rate=500, keep_alive=0.01) as api:
+        rules = f"{api.filtered_url}/rules"
+        status, problem = ask(api.filtered_url)
+        assert (status, problem["connection_issue"]) == (409, "RuleConfigurationIssue")
+        runs = {"value": "MORNING lang:en", "tag": "runs"}
+        others = [{"value": "morning lang:fr"}, {"value": "nowhere"}]
+        status, added = ask(rules, json.dumps({"add": [runs, *others]}).encode())
+        assert (status, added["meta"]["summary"]["created"]) == (201, 3)
+        identity = added["data"][0]["id"]
+        assert added["data"][0] == {"id": identity, **runs}
+        assert ask(rules)[1]["data"] == added["data"]
+        request = urllib.request.Request(
+            api.filtered_url, headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        with urllib.request.urlopen(request, timeout=GUARD) as stream:
+            tweets = (json.loads(line) for line in stream if line != b"\r\n")
+            tweet = next(tweets)
+            assert "Morning" in tweet["data"]["text"]
+            assert tweet["matching_rules"] == [{"id": identity, "tag": "runs"}]
+            status, deleted = ask(rules, json.dumps({"delete": {"ids": [identity, "7"]}}).encode())
+            assert (status, deleted["meta"]["summary"]) == (200, {"deleted": 1, "not_deleted": 1})
+            while next(stream) != b"\r\n":  # nothing matches: only keep-alives come
+                pass
+            ask(rules, '{"add":[{"value":"ラーメン"}]}'.encode())
+            later = itertools.dropwhile(lambda it: "ラーメン" not in it["data"]["text"], tweets)
+            for tweet in itertools.islice(later, 3):
+                assert "ラーメン" in tweet["data"]["text"]
+
+
+def test_a_wrong_request_for_rules() -> None:
+    with XApi() as api:
+        rules = f"{api.filtered_url}/rules"
+        for body in (b"", b"{", b"[]", b'"add"', b'{"add":[{}]}', b'{"add":7}', b'{"delete":{}}'):
+            status, problem = ask(rules, body)
+            assert (status, problem["title"]) == (400, "Invalid Request"), body
+        body = b'{"add":[{"value":"cat"}]}'
+        assert ask(rules, body, kind="application/x-www-form-urlencoded")[0] == 400
+        assert ask(rules, body, bearer="wrong")[0] == ask(rules, bearer="wrong")[0] == 401
+        assert ask(rules)[1]["meta"]["result_count"] == 0
 
 
 def test_the_demo_fails_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
