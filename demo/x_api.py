@@ -202,12 +202,11 @@ def invalid_request(message: str) -> Step:
 class XApi:
     """The server, for use in a `with` block: its URLs, the lines `sent` whole, the `requests`.
 
-    `url` is that of the sampled stream, `filtered_url` that of the filtered one. `flows` has the
-    times of the first and the last tweet of each connection that had any; in the filtered stream,
-    of the first and the last tweet or keep-alive. `rate` is how many tweets are posted a second;
-    0: as many as are read. The filtered stream sends a keep-alive after `keep_alive` seconds in
-    which no tweet has matched. With a `certificate` (the file names of a chain and of its key) it
-    speaks TLS.
+    `url` is that of the sampled stream, `filtered_url` that of the filtered one, which has `rules`.
+    `flows` has the times at which each connection with tweets or keep-alives began, and brought the
+    last of them. `rate` is how many tweets are posted a second; 0: as many as are read. The
+    filtered stream sends a keep-alive after `keep_alive` seconds without a tweet. With a
+    `certificate` (the file names of a chain and of its key) it speaks TLS.
     """
 
     def __init__(
@@ -400,28 +399,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_new_tweets(self) -> None:
         """Send as many tweets as the step says, with keep-alives in between."""
-        flow: list[float] = []
-        heard = time.monotonic()
+        flow = [time.monotonic()] * 2
         for count in itertools.count(0, self.step.batch):
             if count == self.step.tweets or self.api.stopped.is_set():
                 break
             tweets = self.next_tweets(self.step.batch)
             self.send_tweets(tweets)
-            is_due = time.monotonic() > heard + self.api.keep_alive
-            if is_due if self.is_filtered else count % 10 == 9:
+            is_quiet = time.monotonic() > flow[1] + self.api.keep_alive
+            if is_quiet if self.is_filtered else count % 10 == 9:
                 self.send(KEEP_ALIVE)
-            if tweets or is_due:
-                heard = self.note_time(flow)
+            if tweets or is_quiet:
+                self.note_time(flow)
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
                 break
 
-    def note_time(self, flow: list[float]) -> float:
-        now = time.monotonic()
-        if not flow:
-            flow += [now, now]
+    def note_time(self, flow: list[float]) -> None:
+        if flow not in self.api.flows[-1:]:
             self.api.flows.append(flow)
-        flow[1] = now
-        return now
+        flow[1] = time.monotonic()
 
     def send_tweets(self, lines: list[bytes]) -> None:
         if lines:

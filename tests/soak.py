@@ -1,6 +1,7 @@
-"""twitter-stream.py under faults, in four parts.
+"""twitter-stream.py under faults, in five parts.
 
 faults  each kind of fault once, at X's pace
+quiet   a filtered stream on which tweets are rare, with a fault now and then
 kills   kill -9 again and again, and whether --backfill fills the gaps
 memory  memory and descriptors over thousands of failing connects
 day     a day's tweets at full speed: a fault of a random kind every 10,000 tweets, and Kafka
@@ -9,6 +10,7 @@ day     a day's tweets at full speed: a fault of a random kind every 10,000 twee
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -33,7 +35,7 @@ from broker import Broker, ReservedPort
 from x_api import TOKEN, Step, XApi, tweet
 
 HERE = Path(__file__).parent.parent
-PARTS = ("faults", "kills", "memory", "day")
+PARTS = ("faults", "quiet", "kills", "memory", "day")
 SUMMARY = re.compile(
     r"published (?P<published>\d+) tweets? to \S+"
     r" \((?P<reconnects>\d+) reconnects?, (?P<skipped>\d+) skipped"
@@ -290,6 +292,71 @@ def show_faults() -> bool:
     return print_rows(rows)
 
 
+# ------------------------------------------------------------------ a quiet stream
+
+QUIET_FAULTS = (
+    "the stream ends",
+    "a 404 after tweets",
+    "a 503",
+    "silence",
+    "it is reset",
+    "a 400 after tweets",
+    "a web page with status 200",
+    "a disconnect message",
+    "a 403 after tweets",
+    "a 429",
+    "the connection is cut",
+    "a 401 after tweets",
+    "TooManyConnections",
+)
+QUIET_SECOND = 0.1  # the length of a second of X's rules
+QUIET_RATE = 100  # tweets posted a second, of which few match the rule
+QUIET_RULE = {"value": "lang:en 000", "tag": "rare"}  # one in a thousand
+QUIET_CONNECTION = 500  # posted until the next fault: 5 s, longer than the silence of a gap
+QUIET_KEEP_ALIVE = 0.5  # seconds
+
+
+def show_quiet(faults: int, seed: int) -> bool:
+    """Follow a stream on which a tweet comes every 100 s of X's rules, and keep-alives.
+
+    A gap lasts from the last tweet or keep-alive to the beginning of the next connection with any.
+    """
+    chance = random.Random(seed)
+    names = [QUIET_FAULTS[number % len(QUIET_FAULTS)] for number in range(faults)]
+    chance.shuffle(names)
+    script = [*day_script(names, QUIET_CONNECTION, QUIET_SECOND, batch=1)[:-1], Step()]
+    print(f"a quiet stream with {faults} faults, seed {seed}")
+    with Broker() as broker, XApi(script, rate=QUIET_RATE, keep_alive=QUIET_KEEP_ALIVE) as api:
+        api.rules.add([QUIET_RULE])
+        with Follower(broker, api.filtered_url, "quiet", QUIET_SECOND) as follower:
+            follower.wait_until(lambda: len(api.requests) >= len(script), 60 + 20 * faults)
+            sent = len(api.sent)
+            follower.wait_until(lambda: len(api.sent) > sent, 60)
+            summary = follower.stop()
+        found = count_values(broker, "quiet")
+    return report_quiet(api, summary, found)
+
+
+def report_quiet(api: XApi, summary: re.Match[str], found: Counter[bytes]) -> bool:
+    """Print what came and what was said; return whether both are as they should be."""
+    sent = Counter(api.sent[: found.total()])
+    lost, invented = (sent - found).total(), (found - sent).total()
+    pauses = [after[0] - before[1] for before, after in itertools.pairwise(api.flows)]
+    silence = X_SILENCE * QUIET_SECOND
+    # The other side may measure a little less or more
+    certain, possible = (
+        sum(pause > silence + margin for pause in pauses) for margin in (0.2, -0.2)
+    )
+    gaps, published = int(summary["gaps"] or 0), int(summary["published"])
+    counts = ("published", "lost", "invented", "skipped", "gaps", "gaps told")
+    print_head("stream", "connects", *counts)
+    first = ["quiet", len(api.requests), published, lost, invented, summary["skipped"]]
+    row = table_row(*first, f"{certain} to {possible}", gaps)
+    is_exact = lost == invented == 0 and published == found.total() > 0
+    is_told = summary["skipped"] == "0" and certain <= gaps <= possible
+    return print_rows([Row(row, is_exact and is_told and api.most_open == 1)])
+
+
 # ------------------------------------------------------------------ kill -9
 
 
@@ -501,12 +568,12 @@ def live_a_day(tweets: int, every: int, seed: int, second: float) -> bool:
     return is_good
 
 
-def day_script(names: list[str], every: int, second: float) -> list[Step]:
+def day_script(names: list[str], every: int, second: float, batch: int = 50) -> list[Step]:
     """The steps of the faults with these names; after them, only silence."""
     script: list[Step] = []
     for name in names:
         first, *others = FAULTS[name].steps
-        script.append(dataclasses.replace(first, tweets=every, batch=50))
+        script.append(dataclasses.replace(first, tweets=every, batch=batch))
         for step in others:
             # x-rate-limit-reset is a point in time, so it has to be shortened here
             script.append(dataclasses.replace(step, reset_after=step.reset_after * second))
@@ -560,6 +627,7 @@ def main(argv: list[str] | None = None) -> int:
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     parts: dict[str, Callable[[], bool]] = {
         "faults": show_faults,
+        "quiet": lambda: show_quiet(options.quiet_faults, seed),
         "kills": lambda: show_kills(options.kills, seed),
         "memory": lambda: show_memory(options.connects),
         "day": lambda: live_a_day(options.tweets, options.every, seed, options.second),
@@ -579,7 +647,10 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         "--seed",
         type=int,
         default=None,
-        help="for the kills and the day's faults (default: a new one each time)",
+        help="for the faults and the kills (default: a new one each time)",
+    )
+    parser.add_argument(
+        "--quiet-faults", type=int, default=26, help="faults in the quiet stream (default: 26)"
     )
     parser.add_argument("--kills", type=int, default=20, help="(default: 20)")
     parser.add_argument(

@@ -50,7 +50,8 @@ BESIDE = {"another terminal": 1, "two more terminals": 2}
 # Comments that say why a block is not run
 NOT_RUN = ["pip does not run under Wine", "PowerShell", "Docker", "systemd", "the download"]
 NOT_RUN += ["it is run with a longer file", "it is what runs this page"]
-WITH_JQ = "run where jq is installed"
+# Comments above those that need a program which may be missing
+IF_INSTALLED = {f"run where {program} is installed": program for program in ("curl", "jq")}
 TROUBLESHOOTING = "docs/troubleshooting.md"
 NO_CONNECTION = "cannot connect to Kafka"  # which takes a while
 MARK = "--- ended with status"
@@ -185,7 +186,8 @@ def commands(text: str, kafka: int, x: int, nobody: int) -> list[Block]:
     """The blocks of a page that are run, with these ports instead of 9092, 8080 and 9."""
     text = text.replace("9092", str(kafka)).replace("8080", str(x))
     text = re.sub(r"\blocalhost:9\b", f"localhost:{nobody}", text)
-    notes = ("", *BESIDE, *([WITH_JQ] if shutil.which("jq") else []))
+    installed = [note for note, program in IF_INSTALLED.items() if shutil.which(program)]
+    notes = ("", *BESIDE, *installed)
     return [block for block in blocks(text) if block.language == "console" and block.note in notes]
 
 
@@ -285,7 +287,7 @@ def test_each_block_is_run_or_says_why_not() -> None:
             assert block.why_not_run in NOT_RUN, block.text
         else:
             assert block.language in ("console", "bat", "mermaid", "log", "dotenv"), block.text
-            assert block.note in ("", *BESIDE, WITH_JQ), block.text
+            assert block.note in ("", *BESIDE, *IF_INSTALLED), block.text
         assert block.language != "console" or block.text.startswith("$ "), block.text
 
 

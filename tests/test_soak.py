@@ -1,4 +1,4 @@
-"""The soak's day, at a hundredth of its size, and a few of its kills and failing connects."""
+"""The soak's day, at a hundredth of its size, and a little of its other parts."""
 
 import os
 import re
@@ -32,6 +32,16 @@ def test_a_day_with_faults_loses_and_invents_nothing() -> None:
     assert int(published.replace(",", "")) >= 10_000
     assert re.search(r"^lost +0$", printed, re.MULTILINE)
     assert re.search(r"^connects +[\d,]+ \(at most 1 at a time\)$", printed, re.MULTILINE)
+
+
+@pytest.mark.stress
+def test_a_quiet_stream_loses_nothing_and_has_no_gaps_but_real_ones() -> None:
+    """Nor does a fault end the run, though only keep-alives may have come before."""
+    printed = soak("--only", "quiet", "--quiet-faults", "4")
+    connects, published, lost, invented, skipped, *_ = cells(printed, "quiet")
+    assert int(connects) > 4
+    assert int(published) > 0
+    assert [lost, invented, skipped] == ["0", "0", "0"]
 
 
 @pytest.mark.stress
