@@ -28,14 +28,7 @@ import sys
 from collections.abc import Sequence
 
 from streaming.console import report_bugs
-from streaming.flags import (
-    Parser,
-    count_type,
-    header_type,
-    name_value_type,
-    seconds_type,
-    separator_type,
-)
+from streaming.flags import Parser, header_type, seconds_type, separator_type
 from streaming.sources import FileSource, LineFormat, SampleSource, Source, readable_files
 from streaming.stop import Stop, end_silently_at_ctrl_c
 
@@ -79,15 +72,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="seconds between sample events (default: 1)",
     )
     parser.add_pairs("-H", "headers", "add a header to every event", header_type)
-    parser.add_argument(
-        "--partitions",
-        metavar="N",
-        type=count_type,
-        help="number of partitions if the topic is created",
-    )
-    parser.add_pairs(
-        "--topic-config", "topic_config", "topic setting if the topic is created", name_value_type
-    )
+    parser.add_topic_flags()
     options = parser.parse_args(argv)
     options.files = options.files or default_files()
     check_flags(parser, options)

@@ -6,6 +6,8 @@ examples:
                                     the next 100 tweets, to topic tweets
   twitter-stream.py --param tweet.fields=created_at,lang --param expansions=author_id
   twitter-stream.py --backfill      after a gap or a restart, request the missed tweets from X
+  twitter-stream.py -t archive --topic-config retention.ms=-1
+                                    to a new topic from which Kafka deletes nothing
 
 Each event's value is the line as X sent it; its key is the tweet ID. The topic is created if it
 does not exist.
@@ -28,6 +30,9 @@ from streaming.timing import SECOND
 
 X_URL = "https://api.x.com/2/tweets/sample/stream"
 LOOPBACK = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)"
+BLANKS_AND_QUOTES = " \t\r\n\"'"  # docker's --env-file leaves quotes around a value
+# X would send the same tweets again at every reconnect
+REPLAYING_PARAMS = {"start_time", "end_time", "backfill_minutes"}
 TIMEOUT = 3600  # seconds that Kafka may be down; until then, tweets already read are held
 
 
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     second = SECOND if re.match(LOOPBACK, url) else 1.0  # the real X's seconds stay as they are
     stream = XStream(url, token, options.params, second)
     kafka = Kafka(settings.kafka, options.brokers, options.verbose)
-    topic = ensure_topic(kafka, options.topic)
+    topic = ensure_topic(kafka, options.topic, options.partitions, dict(options.topic_config))
     gaps = Gaps(options.backfill, second)
     if options.backfill:
         gaps.resume(*read_recent_events(kafka, options.topic))
@@ -65,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bearer_token(text: str) -> str:
     """Return the token without whitespace, quotes or the word Bearer around it.
 
-    Exit if it is unusable. docker's --env-file leaves quotes around a value.
+    Exit if it is unusable.
     """
-    blanks_and_quotes = " \t\r\n\"'"
-    token = text.strip(blanks_and_quotes)
-    token = re.sub(r"^Bearer(\s+|$)", "", token).strip(blanks_and_quotes)
+    token = text.strip(BLANKS_AND_QUOTES)
+    token = re.sub(r"^Bearer(\s+|$)", "", token).strip(BLANKS_AND_QUOTES)
     if not re.fullmatch("[!-~]+", token):
         fail(
             "BEARER_TOKEN is missing or malformed; copy your X app's bearer token to .env or the "
@@ -82,7 +86,7 @@ def bearer_token(text: str) -> str:
 
 def stream_url(text: str) -> str:
     """Return the stream's URL, X's own by default; exit if it would expose the token."""
-    url = text or X_URL
+    url = text.strip(BLANKS_AND_QUOTES) or X_URL
     if not (url.startswith("https://") or re.match(LOOPBACK, url)):
         fail(
             "STREAM_URL must start with https:// to keep the token secret "
@@ -100,7 +104,12 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="after a gap or a restart, request the missed tweets (up to 5 minutes' worth)",
     )
-    return parser.parse_args(argv)
+    parser.add_topic_flags()
+    options = parser.parse_args(argv)
+    for name, _ in options.params:
+        if name in REPLAYING_PARAMS:
+            parser.error(f"--param {name} would repeat tweets at every reconnect; use --backfill")
+    return options
 
 
 if __name__ == "__main__":

@@ -159,5 +159,20 @@ class Parser(argparse.ArgumentParser):
             help=f"{description}; can be repeated",
         )
 
+    def add_topic_flags(self) -> None:
+        """Add the flags for a topic that is still to be created."""
+        self.add_argument(
+            "--partitions",
+            metavar="N",
+            type=count_type,
+            help="number of partitions if the topic is created",
+        )
+        self.add_pairs(
+            "--topic-config",
+            "topic_config",
+            "topic setting if the topic is created",
+            name_value_type,
+        )
+
     def error(self, message: str) -> NoReturn:
         fail(f"{message}. See --help.", status=2)

@@ -1,7 +1,6 @@
 """The topic to publish to: created if it does not exist, and how large its events may be."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from kafka import KafkaAdminClient, KafkaProducer, errors
@@ -23,10 +22,7 @@ class Topic(NamedTuple):
 
 
 def ensure_topic(
-    kafka: Kafka,
-    name: str,
-    partitions: int | None = None,
-    settings: Mapping[str, str] = MappingProxyType({}),
+    kafka: Kafka, name: str, partitions: int | None, settings: Mapping[str, str]
 ) -> Topic:
     """Create the topic unless it exists; exit if it does not exist and cannot be created.
 
