@@ -7,6 +7,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from streaming.x_pacing import SILENCE
 
@@ -54,6 +55,7 @@ class Backfill:
         self.complete = Watermark(SILENCE * second)
         self._minutes: int | None = None  # that this connection has asked for
         self._is_refused = False  # whether this connection was refused because of them
+        self._is_awaited = False  # whether this connection has not brought any of them yet
         self._goes_without = False  # whether it goes without, as the one before was refused
         self._refusals = 0  # in a row
 
@@ -77,6 +79,7 @@ class Backfill:
             self.complete.doubt(now)
             seconds = (now - self.complete.at) / self._second + BACKFILL_MARGIN
             self._minutes = min(max(math.ceil(seconds / 60), 1), MAX_BACKFILL_MINUTES)
+        self._is_awaited = self._minutes is not None
         return self._minutes
 
     def note_refusal(self) -> None:
@@ -84,7 +87,7 @@ class Backfill:
         self._is_refused = True
 
     def note_success(self) -> None:
-        """Note the connection's first tweet. Now it is certain what the one before was refused for.
+        """Note the connection's first data. Now it is certain what the one before was refused for.
 
         Give up on backfill after some refusals of nothing else.
         """
@@ -93,6 +96,15 @@ class Backfill:
         elif self._goes_without:
             self._refusals += 1
             self._is_wanted = self._refusals < MAX_BACKFILL_REFUSALS
+
+    def data_received(self, now: float, is_tweet: bool) -> None:
+        """Note a tweet or a keep-alive; keep-alives alone do not prove that the backfill has come.
+
+        If none was due, X is asked for too many minutes next time, which costs nothing.
+        """
+        self._is_awaited = self._is_awaited and not is_tweet
+        if not self._is_awaited:
+            self.complete.data_received(now)
 
     def describe(self) -> str:
         """Say how much of a gap this connection brings."""
@@ -121,12 +133,21 @@ class Duplicates:
         return False
 
 
-class Gaps:
-    """Notices when no data has come for longer than X is ever silent, and has X send it again.
+class Report(NamedTuple):
+    """What to say about a time without data, and whether it certainly is a gap."""
 
-    A gap is measured from a watermark: until then, data arrived without delay. When Kafka holds us
-    up, X drops the connection some time later, while what was on its way still arrives. So data
-    that is late casts doubt on what follows, both for gaps and for backfill.
+    text: str
+    is_gap: bool
+
+
+class Gaps:
+    """Notices when no connection has worked for longer than X is ever silent.
+
+    Data is tweets and keep-alives. A gap begins with the last data, and ends when X accepts the
+    connection that brings the next: a quiet stream's first keep-alive takes another 20 s. Until its
+    watermark, data arrived without delay. When Kafka holds us up, X drops the connection some time
+    later, while what was on its way still arrives. So data that is late casts doubt on what
+    follows, both for gaps and for backfill.
     """
 
     def __init__(
@@ -134,6 +155,8 @@ class Gaps:
     ) -> None:
         self._second, self._clock = second, clock
         self._live = Watermark(SILENCE * second)
+        self._is_from_topic = False  # whether it is the time of an event, and keep-alives unknown
+        self._accepted_at = 0.0  # when X accepted this connection; 0: it has not
         self._received_at = 0.0  # the latest data on this connection; 0: none
         self._backfill = Backfill(has_backfill, second)
         self._duplicates = Duplicates(MAX_SEEN_IDS if has_backfill else 0)
@@ -143,68 +166,70 @@ class Gaps:
         now = self._clock()
         past = [min(moment, now) for moment in times]  # the clock may have been set back
         self._live.at = past[-1] if past else 0.0
+        self._is_from_topic = True
         self._backfill.resume(past)
         for tweet_id in tweet_ids:
             self.seen_before(tweet_id)
 
     def begin_connection(self) -> int | None:
         """Note a new connection; return the minutes of backfill to request, None for none."""
-        self._received_at = 0.0
+        self.end_connection()
         self._live.trust()
         return self._backfill.begin_connection(self._clock())
 
+    def connection_accepted(self) -> None:
+        """Note that X sends from now on what there is, as the first data will prove."""
+        self._accepted_at = self._clock()
+
     def end_connection(self) -> None:
         """Note the end of a connection: if none follows, what is missing now remains so."""
-        self._received_at = 0.0
+        self._accepted_at = self._received_at = 0.0
 
     def backfill_refused(self) -> None:
         """Note that X has refused the connection because of backfill."""
         self._backfill.note_refusal()
 
-    def tweet_received(self) -> str | None:
-        """Note that a tweet has arrived; return a report if it ends a gap."""
+    def data_received(self, is_tweet: bool) -> Report | None:
+        """Note that a tweet or a keep-alive has arrived; return a report if it ends a gap."""
         report = None
         if not self._received_at:
             self._backfill.note_success()
             report = self._report(self._backfill.describe())
-        self._note_data()
+            self._is_from_topic = False
+        self._note_data(is_tweet)
         return report
 
-    def keep_alive_received(self) -> None:
-        """Note a keep-alive; before the connection's first tweet it proves nothing."""
-        if self._received_at:
-            self._note_data()
-
-    def _note_data(self) -> None:
+    def _note_data(self, is_tweet: bool) -> None:
         now = self._clock()
-        received_at = self._received_at or now
-        is_late = now > received_at + SILENCE * self._second
-        for mark in (self._live, self._backfill.complete):
-            if is_late:
-                mark.doubt(now)
-            mark.data_received(now)
+        if now > (self._received_at or now) + SILENCE * self._second:
+            self._live.doubt(now)
+            self._backfill.complete.doubt(now)
+        self._live.data_received(now)
+        self._backfill.data_received(now, is_tweet)
         self._received_at = now
 
     def seen_before(self, tweet_id: str) -> bool:
         """Return whether this tweet has come before, as backfill may bring it twice."""
         return self._duplicates.seen_before(tweet_id)
 
-    def unfinished(self) -> str | None:
+    def unfinished(self) -> Report | None:
         """Return a report on a gap that has not ended yet, if there is one.
 
-        A connection that has delivered tweets has none: if data is late, Kafka is holding us up.
+        A connection that has delivered data has none: if data is late, Kafka is holding us up.
         """
         if self._received_at:
             return None
         return self._report("the run ended before the stream resumed")
 
-    def _report(self, comment: str) -> str | None:
+    def _report(self, comment: str) -> Report | None:
         """Return a report if no data has arrived for longer than X is ever silent."""
-        began, now = self._live.at, self._clock()
-        seconds = (now - began) / self._second
+        began, ended = self._live.at, self._accepted_at or self._clock()
+        seconds = (ended - began) / self._second
         if not began or seconds <= SILENCE:
             return None
-        return f"no tweets from {period_text(began, now)} ({duration_text(seconds)}); {comment}"
+        since = " since the last event," if self._is_from_topic else ""
+        period = f"from {period_text(began, ended)} ({duration_text(seconds)})"
+        return Report(f"no tweets{since} {period}; {comment}", not self._is_from_topic)
 
 
 def period_text(began: float, ended: float) -> str:

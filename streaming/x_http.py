@@ -5,11 +5,14 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import IncompleteRead
 
 import requests
+import urllib3
 from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import (
     ConnectTimeoutError,
+    DecodeError,
     HTTPError,
     LocationValueError,
     ProxyError,
@@ -21,7 +24,7 @@ from streaming.console import fail, printable
 from streaming.sources import Line, LineSplitter, OversizedLine
 from streaming.timing import PATIENCE
 from streaming.x_messages import Answer, own_words
-from streaming.x_pacing import HTTP, NETWORK, SILENCE, UNREACHABLE, Disconnected, Unusable
+from streaming.x_pacing import ENDED, HTTP, NETWORK, SILENCE, UNREACHABLE, Disconnected, Unusable
 
 CONNECT_TIMEOUT = 3 * PATIENCE  # seconds, for each of X's addresses, and again for TLS
 PROXY_TIMEOUT = 10 * PATIENCE  # the same for a proxy, which has to connect to X meanwhile
@@ -40,6 +43,13 @@ NO_SOCKS = f"{PROXY}: SOCKS needs the package PySocks. Run: pip install PySocks"
 # With these, the request has not got as far as X. A failed lookup of the host's name and a refused
 # connection are ConnectTimeoutErrors, too
 NEVER_REACHED_X = (ConnectTimeoutError, ProxyError, SSLError)
+# Errors whose own messages vary, or are not meant for people
+CAUSES: dict[type[BaseException], str] = {
+    TimeoutError: "no response",
+    ssl.SSLEOFError: "the TLS connection was closed",
+    ssl.SSLZeroReturnError: "the TLS connection was closed",
+    IncompleteRead: "the answer was cut off, or is not valid HTTP",  # of a chunk, either is
+}
 
 
 class StreamSession(requests.Session):
@@ -132,7 +142,7 @@ class Connection:
         last_line = splitter.flush()
         if last_line:
             yield last_line
-        raise Disconnected("X ended the stream", NETWORK)
+        raise Disconnected("X ended the stream", ENDED)
 
     def _blocks(self) -> Iterator[bytes]:
         """Yield the body as it arrives; raise Disconnected if it turns out to be a web page."""
@@ -149,7 +159,8 @@ class Connection:
     def answer(self) -> Answer:
         """Return the whole response, which is not a stream."""
         response = self._response
-        return Answer(self.status, response.reason or "", response.headers, self._beginning())
+        beginning = self._beginning()
+        return Answer(response.url, self.status, response.reason or "", response.headers, beginning)
 
     def _beginning(self) -> bytes:
         """Return the first 64 KB of the body, or what arrives before a silence or an error."""
@@ -167,6 +178,9 @@ class Connection:
 
     def _read(self) -> bytes:
         """Return what has arrived, waiting if there is nothing; b"" at the end."""
+        encoding = self._response.headers.get("Content-Encoding", "identity").lower()
+        if encoding not in ("identity", *urllib3.HTTPResponse.CONTENT_DECODERS):
+            raise DecodeError(f"the answer is compressed with {encoding}, which was not asked for")
         # Not iter_lines, which loses lines when a connection drops
         block: bytes = self._response.raw.read1(BLOCK_BYTES, decode_content=True)
         return block
@@ -240,10 +254,9 @@ def causes(error: BaseException) -> list[BaseException]:
 
 def cause_text(cause: BaseException) -> str:
     """Return an error's message without what its library puts around it."""
-    if isinstance(cause, TimeoutError):
-        return "no response"
-    if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):  # OpenSSL's words vary
-        return "the TLS connection was closed"
+    for kind, text in CAUSES.items():
+        if isinstance(cause, kind):
+            return text
     # HTTPSConnection(host='…', port=443): reason
     text = str(cause).split("): ", 1)[-1]
     # [Errno 111] Connection refused; [SSL: CERTIFICATE_VERIFY_FAILED] reason (_ssl.c:1006)

@@ -9,30 +9,62 @@ from collections.abc import Mapping
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
 from streaming.console import printable
 from streaming.sources import Line, OversizedLine
-from streaming.x_pacing import HTTP, NO_BACKFILL, RATE_LIMIT, Disconnected, Refused
+from streaming.x_pacing import HTTP, NO_BACKFILL, RATE_LIMIT, USED_UP, Disconnected, Refused
 
 DAY = 86_400  # seconds; no X rate limit lasts longer
 PAGE_BYTES = 1 << 14  # of a web page, to show its text
 
-# X's problems, by their title and by the end of their type
+# X's problems, by title, reason, connection_issue or the end of the type
 DISCONNECT = {"operational-disconnect"}
-TOO_MANY_CONNECTIONS = {"ConnectionException", "streaming-connection"}
-USED_UP = {"UsageCapExceeded", "usage-capped"}
-NO_CREDITS = {"CreditsDepleted", "credits-depleted", "credits"}
+CONNECTION = {"ConnectionException", "streaming-connection"}
+NOT_ENROLLED = {"client-not-enrolled", "client-forbidden", "Client Forbidden"}
 
-# Status codes of refusals, and what to do about them
-REFUSALS = {
-    400: "A parameter is invalid. Check --param.",
-    401: "The bearer token is invalid. Check BEARER_TOKEN.",
-    402: "The account has no credits left. Buy credits in X's developer portal.",
-    403: "The app has no access to the stream. X sells it to Enterprise accounts.",
-    404: "There is no stream at this URL. Check STREAM_URL.",
-    429: "The plan's tweets are used up. Wait for the next billing period, or upgrade the plan.",
+# What to do about a problem with the connection
+HINTS = {
+    "TooManyConnections": "another instance may be running with this token; to close stale "
+    "connections, call DELETE /2/connections/all of X's API",
+    "RuleConfigurationIssue": "the stream has no rules; to add one, call "
+    "POST /2/tweets/search/stream/rules of X's API",
+    "RulesInvalidIssue": "the stream's rules are invalid; to list them, call "
+    "GET /2/tweets/search/stream/rules of X's API",
 }
-FREE_CONNECTIONS = "to close stale connections, call DELETE /2/connections/all of X's API"
+# What to do about a refusal, by X's name for it; the first one counts. First credits and caps
+BUY_CREDITS = "The account has no credits left. Buy credits in X's developer portal."
+RAISE_CAP = (
+    "The plan's posts are used up. Wait until X resets the cap, or raise it in X's developer "
+    "portal."
+)
+USED_UP_ADVICE = {
+    "SpendCapReached": "The spending limit is reached. Raise it in X's developer portal, or wait "
+    "for the next billing cycle.",
+    "UsageCapExceeded": RAISE_CAP,
+    "usage-capped": RAISE_CAP,
+    "CreditsDepleted": BUY_CREDITS,
+    "credits-depleted": BUY_CREDITS,
+    "credits": BUY_CREDITS,
+    "402": BUY_CREDITS,
+}
+# Then what else X has a name for, or else only a status code
+ADVICE = {
+    "suspended": "X has suspended the app. See in X's developer portal why, and how to appeal.",
+    "unsupported-authentication": "The token is of the wrong kind. Set BEARER_TOKEN to the app's "
+    "own bearer token, not to a user's.",
+    "client-not-enrolled": "Attach the app to a project in X's developer portal, and use that "
+    "app's bearer token.",
+    "400": "A parameter is invalid. Check --param.",
+    "401": "The bearer token is invalid. Check BEARER_TOKEN.",
+    "403": "The app may not use this stream. Check its status and plan in X's developer portal.",
+    "404": "There is no stream at this URL. Check STREAM_URL.",
+}
+ENTERPRISE_ONLY = (
+    "X sells the sampled stream to Enterprise accounts only. Others can set STREAM_URL to the "
+    "filtered stream."
+)
+CHECK_REDIRECT = "If you trust the new address, set STREAM_URL to it."
 
 
 class Meaning(enum.Enum):
@@ -41,7 +73,7 @@ class Meaning(enum.Enum):
     TWEET = enum.auto()
     KEEP_ALIVE = enum.auto()
     DISCONNECT = enum.auto()  # X is about to close this connection
-    TOO_MANY_CONNECTIONS = enum.auto()  # as above
+    CONNECTION_ISSUE = enum.auto()  # as above
     NOT_JSON = enum.auto()  # this and what follows is nothing to publish
     NO_TWEET = enum.auto()
     TOO_LONG = enum.auto()
@@ -73,8 +105,8 @@ def classify(line: Line) -> Message:
 def _classify_problem(content: dict[str, Any], words: str) -> Message:
     """Classify a line that is a JSON object, but not a tweet."""
     names = problem_names(content)
-    if names & TOO_MANY_CONNECTIONS:
-        return Message(Meaning.TOO_MANY_CONNECTIONS, f"{words} ({FREE_CONNECTIONS})")
+    if names & CONNECTION:
+        return Message(Meaning.CONNECTION_ISSUE, f"{words}{hint(names)}")
     if names & DISCONNECT:
         return Message(Meaning.DISCONNECT, words)
     return Message(Meaning.NO_TWEET, f"a message without a tweet ID: {words}")
@@ -83,6 +115,7 @@ def _classify_problem(content: dict[str, Any], words: str) -> Message:
 class Answer(NamedTuple):
     """A response that is not a stream; `body` may be only the beginning of it."""
 
+    url: str  # that was asked
     status: int
     reason: str
     headers: Mapping[str, str]
@@ -91,44 +124,99 @@ class Answer(NamedTuple):
 
 def refusal(answer: Answer, asks_backfill: bool) -> Disconnected:
     """Return what an answer whose status is not 200 means, in X's own words."""
-    status, reason, headers, body = answer
-    text = f"{status} {own_words(body) or printable(reason)}"
-    names = problem_names(parse_object(body))
-    if names & NO_CREDITS or status == 402:
-        return Refused(text, 402, is_certain=True)
-    if names & USED_UP:
-        return Refused(text, 429, is_certain=True)
+    status = answer.status
+    text = f"{status} {own_words(answer.body) or printable(answer.reason)}"
+    names = problem_names(parse_object(answer.body))
+    advice = first_advice(USED_UP_ADVICE, names, status)
+    if advice:
+        return Refused(f"{text}{cap_reset(answer.headers)}", status, advice, USED_UP)
     if status in (400, 403) and asks_backfill:
         return Disconnected(f"{text}; trying without backfill", NO_BACKFILL)
-    if status in REFUSALS and status != 429:
-        return Refused(text, status, is_certain=False)
-    has_connects_left = headers.get("x-rate-limit-remaining") != "0"
-    if names & TOO_MANY_CONNECTIONS and has_connects_left:
-        return Disconnected(f"{text} ({FREE_CONNECTIONS})", HTTP, "too many connections")
-    if status == 429:
-        return Disconnected(text, RATE_LIMIT, at_least=seconds_until_reset(headers))
-    return Disconnected(text, HTTP, f"{status // 100}xx")
+    if status // 100 == 3:
+        text = f"{status} {printable(answer.reason)}{redirect_target(answer)}"
+        return Refused(text, status, CHECK_REDIRECT, limit=2)
+    advice = first_advice(ADVICE, names, status)
+    if names & NOT_ENROLLED and "/sample" in urlsplit(answer.url).path:
+        advice = ENTERPRISE_ONLY
+    if advice:
+        return Refused(text, status, advice)
+    return passing_error(f"{text}{hint(names)}", names, answer)
 
 
-def seconds_until_reset(headers: Mapping[str, str]) -> float:
-    """Return how long X's rate limit lasts; 0 if it is not used up, or X does not say.
+def first_advice(table: Mapping[str, str], names: set[str], status: int) -> str:
+    """Return what to do about a refusal, or "" if the table has neither its names nor status."""
+    return next((table[name] for name in table if name in {*names, str(status)}), "")
+
+
+def hint(names: set[str]) -> str:
+    """Return in parentheses what to do about a problem with the connection, if X names it."""
+    return next((f" ({HINTS[name]})" for name in HINTS if name in names), "")
+
+
+def passing_error(text: str, names: set[str], answer: Answer) -> Disconnected:
+    """Return an error that waiting may end; a connection issue is no rate limit."""
+    status, headers = answer.status, answer.headers
+    is_connection_issue = bool(names & CONNECTION)
+    at_least = retry_after(headers)
+    if status == 429 and (not is_connection_issue or headers.get("x-rate-limit-remaining") == "0"):
+        at_least = max(at_least, seconds_until_reset(headers))
+        return Disconnected(text, RATE_LIMIT, at_least=at_least)
+    kind = "a connection issue" if is_connection_issue else f"{status // 100}xx"
+    return Disconnected(text, HTTP, kind, at_least)
+
+
+def redirect_target(answer: Answer) -> str:
+    """Return ` to` where X redirects to, or "" if that is no address."""
+    location = answer.headers.get("Location", "")
+    try:
+        parts = urlsplit(urljoin(answer.url, location))
+    except ValueError:
+        return ""
+    host = parts.netloc.rpartition("@")[2]  # without a user; nor is the query shown
+    return f" to {printable(f'{parts.scheme}://{host}{parts.path}')}" if location else ""
+
+
+def cap_reset(headers: Mapping[str, str]) -> str:
+    """Return in parentheses until when X's cap holds, in local time, or "" if X does not say."""
+    limits = ("x-app-limit-24hour", "x-user-limit-24hour", "x-rate-limit")
+    seconds = max(seconds_until_reset(headers, limit) for limit in limits)
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
+    return f" (until {until})" if seconds else ""
+
+
+def seconds_until_reset(headers: Mapping[str, str], limit: str = "x-rate-limit") -> float:
+    """Return how long a limit of X lasts; 0 if it is not used up, or X does not say.
 
     Up to 5 random seconds are added, so that clients do not all return at once.
     """
-    reset = headers.get("x-rate-limit-reset", "")
-    remaining = headers.get("x-rate-limit-remaining", "0")
+    reset = headers.get(f"{limit}-reset", "")
+    remaining = headers.get(f"{limit}-remaining", "0")
     if remaining != "0" or not re.fullmatch("[0-9]{1,10}", reset):
         return 0.0
     seconds = float(reset) - server_time(headers) + random.uniform(0, 5)
     return seconds if 0 < seconds < DAY else 0.0
 
 
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds in Retry-After, or those until the date in it (RFC 9110); 0 for none."""
+    value = headers.get("Retry-After", "")
+    if re.fullmatch("[0-9]{1,10}", value):
+        return float(value)
+    now = server_time(headers)
+    return max(parse_date(value, now) - now, 0.0)
+
+
 def server_time(headers: Mapping[str, str]) -> float:
     """Return the time.time() of X's clock, or else that of this machine, which may be wrong."""
+    return parse_date(headers.get("Date", ""), time.time())
+
+
+def parse_date(text: str, default: float) -> float:
+    """Return the time.time() of an HTTP date, or the default if it is none."""
     try:
-        moment = parsedate_to_datetime(headers.get("Date", ""))
+        moment = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
-        return time.time()
+        return default
     # It is always UTC, whether it says so or not (RFC 9110)
     return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
 
@@ -147,16 +235,18 @@ def parse_object(text: bytes) -> dict[str, Any]:
 
 
 def problem_names(content: dict[str, Any]) -> set[str]:
-    """Return the titles of the problems in a message, and the last parts of their types.
+    """Return X's names for the problems in a message: titles, reasons, the last parts of types.
 
-    A connection_issue counts as a problem with the connections.
+    A connection_issue is a name, and a problem with the connection.
     """
     names = set()
     for problem in problems_in(content):
-        names.add(str(problem.get("title")))
+        names |= {str(problem.get(key)) for key in ("title", "reason", "connection_issue")}
         names.add(str(problem.get("type")).rstrip("/").rpartition("/")[2])
         if "connection_issue" in problem:
-            names |= TOO_MANY_CONNECTIONS
+            names |= CONNECTION
+        if "suspended" in str(problem.get("detail")):  # X has no name for this one
+            names.add("suspended")
     return names
 
 

@@ -16,6 +16,7 @@ MAX_CONNECTS, CONNECT_WINDOW = 10, 180  # spreads out the 50 connects that X all
 # Once a request has been accepted, it takes this many refusals in a row to end the run. With the
 # waits in between, they span 20 minutes, more than X_WINDOW
 MAX_REFUSALS = 10
+MAX_ENDS = 5  # by X itself in CONNECT_WINDOW, before we assume that it does so for another client
 
 
 class Rule(NamedTuple):
@@ -34,9 +35,11 @@ class Rule(NamedTuple):
 NO_BACKFILL = Rule("backfill was refused", 0, 0)
 UNREACHABLE = Rule("X never saw the connect", 0.25, 16)
 NETWORK = Rule("a network error", 0.25, 16, resumes=True)
+ENDED = Rule("the end of the stream", 0.25, 16, resumes=True)
 HTTP = Rule("an HTTP error or too many connections", 5, 320, doubles=True)
 DISCONNECT = Rule("a disconnect message", 5, 320, doubles=True, resumes=True)
 RATE_LIMIT = Rule("the rate limit", 60, X_WINDOW, doubles=True)
+USED_UP = Rule("credits or a cap are used up", 5, 320, doubles=True)
 
 
 class Disconnected(Exception):
@@ -72,14 +75,16 @@ class Unusable(Disconnected):
 class Refused(Disconnected):
     """X has refused the request.
 
-    `is_certain` means that X's own words leave no doubt. Otherwise, if the same request was
-    accepted before, it may be an error from a server between X and us.
+    It holds the HTTP status, what to do about it, and how many refusals in a row end a run whose
+    request has never been accepted. If it has been, this may be an error from a server between X
+    and us, or pass when credits are bought.
     """
 
-    def __init__(self, reason: str, status: int, is_certain: bool) -> None:
-        super().__init__(reason, HTTP, str(status))
-        self.status = status
-        self.is_certain = is_certain
+    def __init__(
+        self, reason: str, status: int, advice: str, rule: Rule = HTTP, limit: int = 1
+    ) -> None:
+        super().__init__(reason, rule, str(status))
+        self.status, self.advice, self.limit = status, advice, limit
 
 
 class Backoff:
@@ -91,35 +96,39 @@ class Backoff:
 
     def __init__(self, second: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._second = second
-        self._meter = ConnectMeter(CONNECT_WINDOW * second, clock)
+        self._meter = Meter(MAX_CONNECTS, CONNECT_WINDOW * second, clock)
+        self._ends = Meter(MAX_ENDS, CONNECT_WINDOW * second, clock)
         self._is_working = False  # whether this connection has delivered anything
         self._failures: Counter[Rule] = Counter()  # in a row
-        self.has_streamed = False  # whether a tweet has arrived
-        self._refusals = 0  # since then
+        self.has_streamed = False  # whether a tweet or a keep-alive has arrived
+        self.refusals = 0  # since then
 
-    def keep_alive_received(self) -> None:
-        """Note that the connection works."""
-        self._is_working = True
-
-    def tweet_received(self) -> None:
-        """Note that the connection works and that X has accepted the request: all waits restart."""
+    def data_received(self) -> None:
+        """Note a tweet or a keep-alive: X has accepted the request, so all waits restart."""
         self._is_working = True
         self._failures.clear()
         self.has_streamed = True
-        self._refusals = 0
+        self.refusals = 0
 
     def note_refusal(self, refused: Refused) -> bool:
         """Note a refusal; return whether it ends the run."""
-        self._refusals += 1
-        return refused.is_certain or not self.has_streamed or self._refusals >= MAX_REFUSALS
+        self.refusals += 1
+        return self.refusals >= (MAX_REFUSALS if self.has_streamed else refused.limit)
+
+    def note_end(self, rule: Rule) -> bool:
+        """Note the end of a connection; return whether X seems to end them for another client."""
+        if rule not in (ENDED, DISCONNECT):
+            return False
+        self._ends.note()
+        return self._ends.wait() > 0
 
     def next_wait(self, rule: Rule, at_least: float = 0.0) -> float:
-        """Note the end of a connection; return the seconds to wait before the next.
+        """Return the seconds to wait after a connection before the next.
 
         `at_least` is a number of seconds that X asks for.
         """
-        if rule is not UNREACHABLE:
-            self._meter.note_connect()
+        if rule is not UNREACHABLE:  # X saw the connect, earlier
+            self._meter.note()
         return max(
             self._wait_by_rule(rule),
             self._meter.wait(),
@@ -135,20 +144,19 @@ class Backoff:
         return jittered_wait(rule, self._failures[rule]) * self._second
 
 
-class ConnectMeter:
-    """Allows MAX_CONNECTS connects in any `window` real seconds."""
+class Meter:
+    """Allows `limit` connections to end in any `window` real seconds."""
 
-    def __init__(self, window: float, clock: Callable[[], float]) -> None:
+    def __init__(self, limit: int, window: float, clock: Callable[[], float]) -> None:
         self._window, self._clock = window, clock
-        never = [-math.inf] * MAX_CONNECTS
-        self._ends = deque(never, MAX_CONNECTS)  # when the latest connections ended
+        self._ends = deque([-math.inf] * limit, limit)  # the times of the latest
 
-    def note_connect(self) -> None:
-        """Note a connect, when its connection has ended: X saw it earlier."""
+    def note(self) -> None:
+        """Note the end of a connection."""
         self._ends.append(self._clock())
 
     def wait(self) -> float:
-        """Return the seconds until the next connect is allowed, or a number below 0."""
+        """Return the seconds until the next one is allowed, or a number below 0."""
         return self._ends[0] + self._window - self._clock()
 
 

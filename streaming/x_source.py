@@ -8,22 +8,29 @@ from typing import NoReturn
 from streaming.console import Throttle, fail, pluralize, say
 from streaming.sources import Chunk, Line, Source, Stopped
 from streaming.stop import Stop
-from streaming.x_gaps import Gaps
+from streaming.x_gaps import Gaps, Report
 from streaming.x_http import XStream
-from streaming.x_messages import REFUSALS, Meaning, Message, classify, refusal
+from streaming.x_messages import Meaning, Message, classify, refusal
 from streaming.x_pacing import (
+    CONNECT_WINDOW,
     DISCONNECT,
     HTTP,
-    MAX_REFUSALS,
+    MAX_ENDS,
     NO_BACKFILL,
+    USED_UP,
     Backoff,
     Disconnected,
     Refused,
+    Rule,
     Unusable,
 )
 
 # The messages after which X closes the connection, and the rule that then sets the wait
-ENDS = {Meaning.DISCONNECT: DISCONNECT, Meaning.TOO_MANY_CONNECTIONS: HTTP}
+ENDS = {Meaning.DISCONNECT: DISCONNECT, Meaning.CONNECTION_ISSUE: HTTP}
+ANOTHER_INSTANCE = (
+    f"{MAX_ENDS} times in {CONNECT_WINDOW // 60} minutes; "
+    "another instance may be running with this token"
+)
 
 
 @dataclass
@@ -48,8 +55,9 @@ class Counts:
 class TweetSource(Source):
     """Each tweet's line, as X sent it, with the tweet's ID as its key.
 
-    Whatever is not a tweet is counted. Each kind of trouble is reported at most once a minute;
-    every gap is reported. `second` is the length of a second in X's rules.
+    Whatever is not a tweet is counted. Each kind of trouble is reported at most once a minute, and
+    used-up credits once in a row; every gap is reported. `second` is the length of a second in X's
+    rules.
     """
 
     unit = "tweet"
@@ -60,6 +68,7 @@ class TweetSource(Source):
         self._backoff = Backoff(second)
         self._throttle = Throttle(60 * second)
         self._counts = Counts()
+        self._last_rule: Rule | None = None  # by which the last connection ended
         self._is_over = False  # whether the run is over; the source may still be reading
 
     def details(self) -> str:
@@ -95,6 +104,7 @@ class TweetSource(Source):
         with self._stream.connect(minutes) as connection:
             if connection.status != 200:
                 raise refusal(connection.answer(), minutes is not None)
+            self._gaps.connection_accepted()
             for lines in connection.lines():
                 yield from self._read_lines(lines)
                 if self._stop.requested:
@@ -116,28 +126,25 @@ class TweetSource(Source):
 
     def _accept(self, message: Message) -> bool:
         """Note what a line says; return whether to publish it."""
-        if message.meaning is Meaning.KEEP_ALIVE:
-            self._backoff.keep_alive_received()
-            self._gaps.keep_alive_received()
-            return False
-        if message.meaning is not Meaning.TWEET:
+        is_tweet = message.meaning is Meaning.TWEET
+        if not is_tweet and message.meaning is not Meaning.KEEP_ALIVE:
             self._skip(message.meaning.name, message.text)
             return False
-        self._backoff.tweet_received()
-        self._note_gap(self._gaps.tweet_received())
-        if self._gaps.seen_before(message.text):
+        self._backoff.data_received()
+        self._note_gap(self._gaps.data_received(is_tweet))
+        if is_tweet and self._gaps.seen_before(message.text):
             self._counts.duplicates += 1
             return False
-        return True
+        return is_tweet
 
     def _skip(self, kind: str, what: str) -> None:
         self._counts.skipped += 1
         self._throttle.say(kind, f"skipped {what}")
 
-    def _note_gap(self, report: str | None) -> None:
+    def _note_gap(self, report: Report | None) -> None:
         if report and not self._is_over:
-            self._counts.gaps += 1
-            say(report)
+            self._counts.gaps += report.is_gap
+            say(report.text)
 
     def _note_end(self, end: Disconnected) -> float:
         """Note the end of a connection; return the seconds to wait before the next.
@@ -154,15 +161,25 @@ class TweetSource(Source):
         if isinstance(end, Refused) and self._backoff.note_refusal(end):
             self._give_up(end)
         seconds = self._backoff.next_wait(end.rule, end.at_least)
-        self._throttle.say(end.kind, f"{end.reason}; reconnecting in {seconds:.1f} s")
+        self._report_end(end, seconds)
         return seconds
+
+    def _report_end(self, end: Disconnected, seconds: float) -> None:
+        """Say why the connection ended, unless that has just been said."""
+        kind, reason = end.kind, end.reason
+        if self._backoff.note_end(end.rule):
+            kind, reason = "another instance", f"{reason} ({ANOTHER_INSTANCE})"
+        if isinstance(end, Refused) and end.rule is USED_UP:
+            reason = f"{reason}. {end.advice.rstrip('.')}"
+        last_rule, self._last_rule = self._last_rule, end.rule
+        if not (end.rule is last_rule is USED_UP):
+            self._throttle.say(kind, f"{reason}; reconnecting in {seconds:.1f} s")
 
     def _give_up(self, refused: Refused) -> NoReturn:
         """Exit with what X said, and what to do."""
-        how_often = ""
-        is_usage_error = refused.status == 400
-        if self._backoff.has_streamed and not refused.is_certain:
-            how_often = f" {MAX_REFUSALS} times in a row"
-            is_usage_error = False  # the same parameters have been accepted before
-        message = f"X refuses{how_often}: {refused.reason}. {REFUSALS[refused.status]}"
+        times = self._backoff.refusals
+        how_often = f" {times} times in a row" if times > 1 else ""
+        # The same parameters may have been accepted before
+        is_usage_error = refused.status == 400 and not self._backoff.has_streamed
+        message = f"X refuses{how_often}: {refused.reason}. {refused.advice}"
         fail(message, 2 if is_usage_error else 1)

@@ -338,7 +338,7 @@ def test_the_log_looks_like_the_real_one(scripts: Scripts) -> None:
             lambda it: re.search(rb"/s \(1 reconnect, 0 skipped(, 1 gap)?\)\n", it.err)
         )
         said = running.end(signal.SIGTERM).stderr.decode().replace(", 1 gap", "")
-    lines = [line for line in said.splitlines(keepends=True) if "no tweets from" not in line]
+    lines = [line for line in said.splitlines(keepends=True) if "no tweets" not in line]
     progress = [line for line in lines if " tweets, " in line]
     *events, summary = [line for line in lines if line not in progress]
     report = next(line for line in progress if line.endswith("/s (1 reconnect, 0 skipped)\n"))
@@ -349,13 +349,14 @@ def test_the_report_of_a_gap_looks_like_the_real_one() -> None:
     now = datetime(2026, 11, 25, 14, 2, 10).timestamp()
     gaps = x_gaps.Gaps(True, 1.0, lambda: now)
     gaps.begin_connection()
-    gaps.tweet_received()
+    gaps.data_received(is_tweet=True)
     now += 27 * 60 + 21
     gaps.begin_connection()
-    report = gaps.tweet_received()
+    report = gaps.data_received(is_tweet=True)
+    assert report
     counts = Counts(reconnects=9, duplicates=17345, gaps=1)
     summary = f"published 98213 tweets to tweets{counts.text()}"
-    assert texts("log")[1] == f"twitter-stream.py: {report}\ntwitter-stream.py: {summary}\n"
+    assert texts("log")[1] == f"twitter-stream.py: {report.text}\ntwitter-stream.py: {summary}\n"
 
 
 def test_the_summary_of_a_stopped_run_names_the_next_line() -> None:

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import random
+import re
 import socket
 import ssl
 import time
@@ -31,7 +32,7 @@ from urllib3.exceptions import (
 )
 
 import x_api
-from conftest import GUARD, deaf_port, server_with
+from conftest import GUARD, deaf_port, fits, server_with
 from streaming import console, progress, recent, x_http, x_messages
 from streaming.sources import LineSplitter, Stopped
 from streaming.stop import Stop
@@ -40,11 +41,12 @@ from streaming.x_gaps import (
     Backfill,
     Duplicates,
     Gaps,
+    Report,
     period_text,
 )
 from streaming.x_http import Connection, XStream, broken_stream, failed_connect
 from streaming.x_messages import (
-    FREE_CONNECTIONS,
+    HINTS,
     Meaning,
     classify,
     own_words,
@@ -54,13 +56,16 @@ from streaming.x_messages import (
 from streaming.x_pacing import (
     CONNECT_WINDOW,
     DISCONNECT,
+    ENDED,
     HTTP,
+    MAX_ENDS,
     MAX_REFUSALS,
     NETWORK,
     NO_BACKFILL,
     RATE_LIMIT,
     SILENCE,
     UNREACHABLE,
+    USED_UP,
     X_WINDOW,
     Backoff,
     Disconnected,
@@ -74,7 +79,7 @@ from streaming.x_source import Counts, TweetSource
 pytestmark = pytest.mark.versions
 
 script: Any = importlib.import_module("twitter-stream")
-PACED = [NETWORK, UNREACHABLE, HTTP, DISCONNECT, RATE_LIMIT]
+PACED = [NETWORK, ENDED, UNREACHABLE, HTTP, USED_UP, DISCONNECT, RATE_LIMIT]
 
 
 class Clock:
@@ -129,17 +134,25 @@ def test_what_has_an_id_is_a_tweet_whatever_else_it_has() -> None:
             assert classify(each) == (Meaning.TWEET, "12")
 
 
-FREE = f" ({FREE_CONNECTIONS})"
-TOO_MANY = Meaning.TOO_MANY_CONNECTIONS
+FREE = f" ({HINTS['TooManyConnections']})"
+ADD_RULE = f" ({HINTS['RuleConfigurationIssue']})"
+NO_RULES = {
+    **TOO_MANY_CONNECTIONS,
+    "detail": "no rules",
+    "connection_issue": "RuleConfigurationIssue",
+}
+CONNECTION = Meaning.CONNECTION_ISSUE
 DISCONNECTS: list[tuple[Any, object, str]] = [
     (Meaning.DISCONNECT, GOODBYE, "operational-disconnect: bye"),
     (Meaning.DISCONNECT, {"errors": ["odd", GOODBYE]}, "operational-disconnect: bye"),
     (Meaning.DISCONNECT, {"title": "operational-disconnect"}, "operational-disconnect"),
     (Meaning.DISCONNECT, {"type": f"{GOODBYE['type']}/", "title": "News"}, "News"),
-    (TOO_MANY, {"errors": [TOO_MANY_CONNECTIONS]}, f"ConnectionException: too many{FREE}"),
-    (TOO_MANY, {**ISSUE, "detail": "bye"}, f"bye{FREE}"),
-    (TOO_MANY, {"title": "ConnectionException"}, f"ConnectionException{FREE}"),
-    (TOO_MANY, {"type": "/problems/streaming-connection", "title": "News"}, f"News{FREE}"),
+    (CONNECTION, {"errors": [TOO_MANY_CONNECTIONS]}, f"ConnectionException: too many{FREE}"),
+    (CONNECTION, {**ISSUE, "detail": "bye"}, f"bye{FREE}"),
+    (CONNECTION, NO_RULES, f"ConnectionException: no rules{ADD_RULE}"),
+    (CONNECTION, {"title": "ConnectionException"}, "ConnectionException"),
+    (CONNECTION, {"connection_issue": "of another kind", "detail": "bye"}, "bye"),
+    (CONNECTION, {"type": "/problems/streaming-connection", "title": "News"}, "News"),
 ]
 
 
@@ -218,6 +231,8 @@ WAITS: dict[Rule, tuple[list[float], float]] = {
     NO_BACKFILL: ([0, 0, 0], 0),
     UNREACHABLE: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
     NETWORK: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
+    ENDED: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
+    USED_UP: ([5, 10, 20, 40, 80, 160], 320),
     HTTP: ([5, 10, 20, 40, 80, 160], 320),
     DISCONNECT: ([5, 10, 20, 40, 80, 160], 320),
     RATE_LIMIT: ([60, 120, 240, 480], 900),
@@ -240,14 +255,11 @@ def test_the_waits_are_bounded_and_spread() -> None:
         assert longest / 1.2 <= min(late) < 1.1 * longest / 1.2 < max(late) <= longest
 
 
-def test_failures_by_another_rule_do_not_add_up_and_a_tweet_starts_all_again() -> None:
-    """A keep-alive does not."""
+def test_failures_by_another_rule_do_not_add_up_and_data_starts_all_again() -> None:
     backoff = Backoff(1.0, Clock())
     rules = (HTTP, UNREACHABLE, HTTP, UNREACHABLE, RATE_LIMIT)
-    found = [backoff.next_wait(rule) for rule in rules]
-    backoff.keep_alive_received()
-    found.append(backoff.next_wait(HTTP))
-    backoff.tweet_received()
+    found = [backoff.next_wait(rule) for rule in (*rules, HTTP)]
+    backoff.data_received()
     found += [backoff.next_wait(rule) for rule in rules[1:]]
     expected = [5, 0.25, 10, 0.5, 60, 20, 0.25, 5, 0.5, 60]
     for each, wait in zip(found, expected, strict=True):
@@ -255,17 +267,16 @@ def test_failures_by_another_rule_do_not_add_up_and_a_tweet_starts_all_again() -
 
 
 def test_only_a_connection_that_brought_something_is_resumed_at_once() -> None:
-    for rule in (NETWORK, DISCONNECT):
+    for rule in (NETWORK, ENDED, DISCONNECT):
         first = WAITS[rule][0][0]
         backoff = Backoff(1.0, Clock())
         assert first <= backoff.next_wait(rule) <= 1.2 * first
-        backoff.keep_alive_received()
+        backoff.data_received()
         assert backoff.next_wait(rule) == 0
         second = backoff.next_wait(rule)
-        assert 2 * first <= second <= 2.4 * first, "the next one has not brought anything yet"
-        for note in (backoff.keep_alive_received, backoff.tweet_received):
-            note()
-            assert backoff.next_wait(HTTP) >= 5, "X has asked for a wait"
+        assert first <= second <= 1.2 * first, "the next one has not brought anything yet"
+        backoff.data_received()
+        assert backoff.next_wait(HTTP) >= 5, "X has asked for a wait"
         assert backoff.next_wait(rule) > 0, "by then it has ended"
 
 
@@ -297,9 +308,8 @@ def connects(rules: list[Rule], seed: int, count: int) -> list[float]:
         if rule is not UNREACHABLE:
             seen.append(clock.now)
             clock.now += chance.choice([0, 0, 0, 0.01, 1, 30])  # how long the connection lasts
-            brought = chance.choice([None, backoff.keep_alive_received, backoff.tweet_received])
-            if brought:
-                brought()
+            if chance.choice([False, True, True]):
+                backoff.data_received()
         clock.now += backoff.next_wait(rule, chance.choice([-1, -1, -1, 3]))
     return seen
 
@@ -323,23 +333,36 @@ def test_no_more_than_50_connects_in_15_minutes(rules: list[Rule]) -> None:
             assert seconds - 1e-6 <= shortest < 1.2 * seconds, seed
 
 
-def refused(status: int, is_certain: bool = False) -> Refused:
-    return Refused("no", status, is_certain)
+def test_five_ends_by_x_itself_in_three_minutes_look_like_another_client() -> None:
+    for seconds, expected in {0: True, 44: True, 46: False, 300: False}.items():
+        clock = Clock()
+        backoff = Backoff(1.0, clock)
+        for number, rule in enumerate([ENDED, DISCONNECT, DISCONNECT, ENDED, ENDED], 1):
+            assert backoff.note_end(rule) == (expected and number == MAX_ENDS), seconds
+            assert not any(backoff.note_end(rule) for rule in (NETWORK, HTTP, UNREACHABLE))
+            clock.now += seconds
 
 
-def test_before_the_first_tweet_a_refusal_is_final_and_afterwards_ten_in_a_row() -> None:
+def refused(status: int, rule: Rule = HTTP, limit: int = 1) -> Refused:
+    return Refused("no", status, "Do this.", rule, limit)
+
+
+def test_before_the_first_data_a_refusal_is_final_and_afterwards_ten_in_a_row() -> None:
+    """But X's cap or credits may come back, and a redirect may be an error once."""
+    assert Backoff(1.0, Clock()).note_refusal(refused(402, USED_UP))
     backoff = Backoff(1.0, Clock())
+    assert [backoff.note_refusal(refused(302, limit=2)) for _ in range(2)] == [False, True]
     assert backoff.note_refusal(refused(403))
-    backoff.tweet_received()
+    backoff.data_received()
     for _ in range(3):
-        for status in (400, 401, 403, 404, 400, 400, 403, 401, 401):
+        for status in (400, 401, 403, 404, 402, 302, 403, 401, 401):
             assert not backoff.note_refusal(refused(status))
             backoff.next_wait(HTTP)
-        backoff.tweet_received()
-    found = [backoff.note_refusal(refused(404)) for _ in range(10)]
-    assert found == [False] * 9 + [True]
-    backoff.tweet_received()
-    assert backoff.note_refusal(refused(402, is_certain=True)), "X's own words are final at once"
+        backoff.data_received()
+    for rule, limit in ((HTTP, 1), (USED_UP, 1), (HTTP, 2)):
+        found = [backoff.note_refusal(refused(404, rule, limit)) for _ in range(10)]
+        assert found == [False] * 9 + [True]
+        backoff.data_received()
 
 
 def test_ten_refusals_in_a_row_take_longer_than_x_window() -> None:
@@ -374,11 +397,17 @@ def gap_after(
 
 def hear(gaps: Gaps, clock: Clock, seconds: float) -> None:
     """A tweet comes now, and then every second for `seconds` seconds."""
-    gaps.tweet_received()
+    gaps.data_received(is_tweet=True)
     end = clock.now + seconds
     while clock.now < end:
         clock.now += min(1, end - clock.now)
-        gaps.tweet_received()
+        gaps.data_received(is_tweet=True)
+
+
+def said(report: Report | None) -> str:
+    """The text of a report on a gap, which certainly is one; "" for none."""
+    assert not report or report.is_gap
+    return report.text if report else ""
 
 
 def test_the_minutes_missed_are_asked_for() -> None:
@@ -462,43 +491,86 @@ def test_a_connect_that_fails_without_backfill_too_says_nothing_of_backfill() ->
         assert gaps.begin_connection() is None
     assert gaps.begin_connection() == 1
     clock.now += 30
-    assert (gaps.tweet_received() or "").endswith(" (30 s); asked X for the last minute")
+    assert said(gaps.data_received(is_tweet=True)).endswith(" (30 s); asked X for the last minute")
 
 
-def test_a_keep_alive_counts_only_after_a_tweet() -> None:
-    clock = clock_at("14:02:00")
+def keep_alive(gaps: Gaps, clock: Clock, minutes: int) -> None:
+    """X accepts a connection now, and has keep-alives for that long, which end no gap."""
+    gaps.connection_accepted()
+    for _ in range(3 * minutes):
+        clock.now += 20
+        assert gaps.data_received(is_tweet=False) is None
+
+
+def test_a_time_with_keep_alives_is_no_gap() -> None:
+    """Nor is that until the first, which may come 20 s after X has accepted a connection."""
+    gaps, clock = gap_after(0, backfill=False)
+    for seconds in (1, 20, SILENCE):
+        keep_alive(gaps, clock, minutes=60)
+        assert gaps.unfinished() is None
+        clock.now += seconds
+        gaps.end_connection()
+        assert gaps.unfinished() is None
+        gaps.begin_connection()
+
+
+def test_a_gap_lasts_from_the_last_data_until_x_accepts_a_connection() -> None:
+    expected = f"no tweets from 14:03:00 to 14:05:00 (2 min 0 s); {NOT_ASKED}"
+    for is_tweet in (False, True):
+        clock = clock_at("14:02:00")
+        gaps = Gaps(False, 1.0, clock)
+        gaps.begin_connection()
+        keep_alive(gaps, clock, minutes=1)
+        for seconds in (19, 91):  # the first of these brings nothing
+            clock.now += seconds
+            gaps.begin_connection()
+            clock.now += 5
+            gaps.connection_accepted()
+        clock.now += 20
+        [ended] = re.findall(r"\(.*; the", said(gaps.unfinished()))
+        assert ended == "(2 min 0 s); the"
+        assert said(gaps.data_received(is_tweet)) == expected
+        assert gaps.data_received(is_tweet) is None
+
+
+def test_keep_alives_do_not_prove_that_a_backfill_has_come() -> None:
+    clock = Clock()
     gaps = Gaps(True, 1.0, clock)
-    gaps.begin_connection()
-    gaps.keep_alive_received()
-    assert gaps.begin_connection() is None, "nothing has come yet"
-    hear(gaps, clock, 10)
+    assert gaps.begin_connection() is None
+    keep_alive(gaps, clock, minutes=60)
+    clock.now += 70
+    assert gaps.begin_connection() == 2, "none was asked for, so nothing was missing"
+    gaps.connection_accepted()
     for _ in range(3):
         clock.now += 20
-        gaps.keep_alive_received()
-    for minutes in (1, 1, 2, 2, 2, 3, 3, 3, 4, 4):
-        clock.now += 20
-        assert gaps.begin_connection() == minutes
-        gaps.keep_alive_received()  # and no tweet
-    expected = "no tweets from 14:03:10 to 14:06:30 (3 min 20 s); asked X for the last 4 minutes"
-    assert gaps.tweet_received() == expected
+        gaps.data_received(is_tweet=False)
+    assert gaps.begin_connection() == 3
+    keep_alive(gaps, clock, minutes=60)
+    assert gaps.begin_connection() == 5
+    keep_alive(gaps, clock, minutes=1)
+    hear(gaps, clock, 0)
+    keep_alive(gaps, clock, minutes=1)
+    clock.now += 40
+    assert gaps.begin_connection() == 1
 
 
 def test_after_three_refusals_in_a_row_of_nothing_but_backfill_it_is_given_up() -> None:
-    gaps, clock = gap_after(60)
+    for is_tweet in (True, False):
+        gaps, _ = gap_after(60)
 
-    def refuse() -> int | None:
-        """Have X refuse backfill; return the minutes that were asked for."""
-        minutes = gaps.begin_connection()
-        gaps.backfill_refused()
+        def refuse(gaps: Gaps = gaps, is_tweet: bool = is_tweet) -> int | None:
+            """Have X refuse backfill; return the minutes that were asked for."""
+            minutes = gaps.begin_connection()
+            gaps.backfill_refused()
+            assert gaps.begin_connection() is None
+            gaps.data_received(is_tweet)
+            return minutes
+
+        assert [refuse(), refuse()] == [1, 1]
+        assert gaps.begin_connection() == 1
+        gaps.data_received(is_tweet)  # it was accepted, so the count begins again
+        assert [refuse(), refuse(), refuse()] == [1, 1, 1]
         assert gaps.begin_connection() is None
-        hear(gaps, clock, 1)
-        return minutes
-
-    assert [refuse(), refuse()] == [1, 1]
-    assert gaps.begin_connection() == 1
-    hear(gaps, clock, 1)  # it was accepted, so the count begins again
-    assert [refuse(), refuse(), refuse()] == [1, 1, 1]
-    assert gaps.begin_connection() is None
 
 
 ASKED_FOR_5 = "asked X for the last 5 minutes"
@@ -523,10 +595,11 @@ def test_a_gap_is_reported_once(
     for _ in range(seconds):
         clock.now += 1
         gaps.begin_connection()  # each in vain
-    expected = report and f"no tweets from {report}"
-    assert [gaps.tweet_received(), gaps.tweet_received()] == [expected, None]
+    expected = f"no tweets from {report}" if report else ""
+    assert said(gaps.data_received(is_tweet=True)) == expected
+    assert gaps.data_received(is_tweet=True) is None
     gaps.begin_connection()
-    assert gaps.tweet_received() is None, "it is over"
+    assert gaps.data_received(is_tweet=True) is None, "it is over"
     assert gaps.unfinished() is None
 
 
@@ -537,7 +610,7 @@ def test_a_gap_that_x_refuses_to_fill_is_reported_so() -> None:
         if gaps.begin_connection():
             gaps.backfill_refused()
             gaps.begin_connection()
-        assert (gaps.tweet_received() or "").endswith(" (30 s); X refuses to resend them")
+        assert said(gaps.data_received(is_tweet=True)).endswith(" (30 s); X refuses to resend them")
 
 
 def test_a_gap_that_the_run_does_not_outlive_is_reported_at_its_end() -> None:
@@ -547,7 +620,7 @@ def test_a_gap_that_the_run_does_not_outlive_is_reported_at_its_end() -> None:
     assert gaps.unfinished() is None, "on a connection with tweets it is Kafka that holds it up"
     gaps.end_connection()
     expected = "no tweets from 14:02:10 to 14:02:33 (23 s); the run ended before the stream resumed"
-    assert gaps.unfinished() == expected
+    assert said(gaps.unfinished()) == expected
 
 
 def test_what_comes_late_because_of_kafka_is_no_sign_of_life() -> None:
@@ -558,9 +631,9 @@ def test_what_comes_late_because_of_kafka_is_no_sign_of_life() -> None:
     clock.now += 1
     assert gaps.begin_connection() == 5
     expected = f"no tweets from 14:02:10 to 14:32:16 (30 min 6 s); {ASKED_FOR_5}"
-    assert gaps.tweet_received() == expected
+    assert said(gaps.data_received(is_tweet=True)) == expected
     gaps.begin_connection()
-    assert gaps.tweet_received() is None, "once is enough"
+    assert gaps.data_received(is_tweet=True) is None, "once is enough"
 
 
 # ------------------------------------------------------------------ what the topic remembers
@@ -590,11 +663,25 @@ def test_the_first_connect_asks_for_what_came_after_the_newest_event() -> None:
         gaps = Gaps(True, 1.0, clock)
         gaps.resume([clock.now - age], ["1", "2"])
         assert gaps.begin_connection() == minutes, age
-        report = gaps.tweet_received()
+        report = gaps.data_received(is_tweet=True)
         assert [gaps.seen_before(tweet_id) for tweet_id in "123"] == [True, True, False]
         assert bool(report) == (age > SILENCE)
-        if age == 1000:
-            assert report == f"no tweets from 14:12:51 to 14:29:31 (16 min 40 s); {ASKED_FOR_5}"
+
+
+def test_the_time_since_the_last_event_may_have_had_keep_alives_and_is_not_counted() -> None:
+    for is_tweet, ending in ((None, "the run ended …"), (True, ASKED_FOR_5), (False, ASKED_FOR_5)):
+        clock = clock_at("14:29:31")
+        gaps = Gaps(True, 1.0, clock)
+        gaps.resume([clock.now - 1000], [])
+        gaps.begin_connection()
+        report = gaps.unfinished() if is_tweet is None else gaps.data_received(is_tweet)
+        assert report
+        period = "from 14:12:51 to 14:29:31 (16 min 40 s)"
+        assert fits(f"no tweets since the last event, {period}; {ending}", report.text)
+        assert not report.is_gap
+    clock.now += 60
+    gaps.begin_connection()
+    assert " (1 min 0 s); asked" in said(gaps.data_received(is_tweet=True)), "this is a real one"
 
 
 def test_events_from_the_future_hide_no_gap() -> None:
@@ -603,7 +690,9 @@ def test_events_from_the_future_hide_no_gap() -> None:
     gaps = Gaps(True, 1.0, clock)
     gaps.resume([clock.now + 1000], [])
     clock.now += 60
-    assert " (1 min 0 s); the run ended before" in (gaps.unfinished() or "")
+    report = gaps.unfinished()
+    assert report
+    assert " (1 min 0 s); the run ended before" in report.text
 
 
 def test_of_a_full_topic_the_newest_events_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,10 +748,14 @@ class Dripping(io.BytesIO):
         return super().read1(1)
 
 
+FILTERED = "https://api.x.com/2/tweets/search/stream"
+
+
 def answer(body: bytes | io.BytesIO = b"", status: int = 200, **headers: str) -> requests.Response:
-    """An answer as requests returns it, but not from a socket."""
+    """An answer as requests returns it, but not from a socket, and of the filtered stream."""
     file = body if isinstance(body, io.BytesIO) else io.BytesIO(body)
     response = requests.Response()
+    response.url = FILTERED
     response.status_code, response.reason = status, responses[status]
     response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
     response.raw = urllib3.HTTPResponse(file, status=status, preload_content=False)
@@ -698,7 +791,7 @@ def test_at_a_clean_end_the_last_line_is_a_line_too() -> None:
         lines, end = end_with(b"a\r\n\r\nb\r\n" + tail)
         expected = [len(b"a\r"), 1, 2, *([len(tail)] if tail else [])]
         assert [len(line) for line in lines] == expected
-        assert (end.reason, end.rule, end.cuts_line) == ("X ended the stream", NETWORK, False)
+        assert (end.reason, end.rule, end.cuts_line) == ("X ended the stream", ENDED, False)
 
 
 @pytest.mark.parametrize(("kind", "reason"), [(Breaking, "reset by X"), (TimingOut, SILENT)])
@@ -804,36 +897,104 @@ def test_a_bug_is_not_taken_for_a_disconnect(monkeypatch: pytest.MonkeyPatch) ->
 
 
 PROBLEM = as_json({"title": "Title", "detail": "and detail"})
-USED_UP = as_json({"title": "UsageCapExceeded", "detail": "Usage cap exceeded: Monthly"})
-USED_UP_BY_TYPE = as_json({"errors": [{"type": "https://api.x.com/2/problems/usage-capped"}]})
-NO_CREDITS = as_json({"title": "CreditsDepleted", "type": "https://api.x.com/2/problems/credits"})
+
+
+def problem(**fields: str) -> bytes:
+    """A problem as X describes it; the type is the end of one."""
+    if "type" in fields:
+        fields["type"] = f"https://api.x.com/2/problems/{fields['type']}"
+    return as_json({"detail": "and detail", **fields})
+
+
+NOT_ENROLLED = {"title": "Client Forbidden", "reason": "client-not-enrolled"}
+# The status, the body, and the key of the advice
 REFUSALS = [
-    (400, PROBLEM, 400, False),
-    (401, b"", 401, False),
-    (402, b"", 402, True),
-    (403, PROBLEM, 403, False),
-    (404, b"", 404, False),
-    (429, USED_UP, 429, True),
-    (429, USED_UP_BY_TYPE, 429, True),
-    (403, USED_UP_BY_TYPE, 429, True),
-    (403, NO_CREDITS, 402, True),
+    (400, PROBLEM, "400"),
+    (401, b"", "401"),
+    (402, b"<h1>No</h1>", "402"),
+    (403, PROBLEM, "403"),
+    (404, b"", "404"),
+    (403, problem(title="SpendCapReached", type="credits"), "SpendCapReached"),
+    (403, problem(title="CreditsDepleted", type="credits"), "CreditsDepleted"),
+    (403, problem(type="credits"), "credits"),
+    (402, problem(type="credits-depleted"), "credits-depleted"),
+    (429, problem(title="UsageCapExceeded", type="usage-capped"), "UsageCapExceeded"),
+    (
+        403,
+        as_json({"errors": [{"type": "https://api.x.com/2/problems/usage-capped"}]}),
+        "usage-capped",
+    ),
+    (403, problem(title="Forbidden", detail="This app has been suspended."), "suspended"),
+    (403, problem(type="unsupported-authentication"), "unsupported-authentication"),
+    (403, problem(**NOT_ENROLLED), "client-not-enrolled"),
+    (403, problem(title="Client Forbidden"), "403"),
+    (403, b"<h1>Account suspended: unsupported-authentication, credits</h1>", "403"),
 ]
+LASTING = x_messages.USED_UP_ADVICE
 
 
-def test_what_x_refuses() -> None:
-    assert {meaning for _, _, meaning, _ in REFUSALS} == set(x_messages.REFUSALS), "each is tested"
-    for status, body, meaning, is_certain in REFUSALS:
+def test_what_x_refuses_and_what_to_do_by_its_own_names() -> None:
+    assert {key for _, _, key in REFUSALS} == {*LASTING, *x_messages.ADVICE}, "each is tested"
+    for status, body, key in REFUSALS:
         _, end = end_with(body, status)
         assert isinstance(end, Refused)
-        assert (end.status, end.is_certain, end.rule) == (meaning, is_certain, HTTP)
+        assert end.advice == {**LASTING, **x_messages.ADVICE}[key]
+        assert "Enterprise" not in end.advice
+        assert (end.status, end.limit) == (status, 1)
+        assert end.rule is (USED_UP if key in LASTING else HTTP)
         assert end.reason.startswith(f"{status} ")
+
+
+def test_only_the_sampled_stream_is_for_enterprise_accounts() -> None:
+    for body, expected in {
+        problem(**NOT_ENROLLED): x_messages.ENTERPRISE_ONLY,
+        problem(title="Client Forbidden"): x_messages.ENTERPRISE_ONLY,
+        problem(title="Forbidden", detail="It is suspended."): x_messages.ADVICE["suspended"],
+        b"<h1>Forbidden</h1>": x_messages.ADVICE["403"],
+    }.items():
+        for stream in ("sample", "sample10"):
+            found = answer(body, 403)
+            found.url = f"https://api.x.com/2/tweets/{stream}/stream?partition=1"
+            _, end = end_of(Connection(found, GUARD))
+            assert isinstance(end, Refused)
+            assert end.advice == expected
+
+
+def test_until_when_a_cap_holds_is_shown_if_x_says_so(still: float) -> None:
+    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(still - still % 60 + 7200))
+    reset = str(int(still - still % 60) + 7200)
+    for name in ("x_app_limit_24hour", "x_user_limit_24hour", "x_rate_limit"):
+        for remaining, until in {"0": f" (until {moment})", "47": ""}.items():
+            headers = {f"{name}_reset": reset, f"{name}_remaining": remaining}
+            _, end = end_with(problem(title="UsageCapExceeded"), 429, **headers)
+            assert end.reason == f"429 UsageCapExceeded: and detail{until}"
+            assert end.at_least == 0, "the waits are those of an HTTP error"
+
+
+REDIRECTS = {
+    "https://ann:hunter2@x.example/2/stream?token=hunter2#a": " to https://x.example/2/stream",
+    "//x.example": " to https://x.example",
+    "/moved\x1b[31m": " to https://api.x.com/moved [31m",
+    "http://[bad/": "",
+    "": "",
+}
+
+
+def test_a_redirect_is_named_and_final_the_second_time() -> None:
+    for location, target in REDIRECTS.items():
+        for status in (301, 302, 303, 307, 308):
+            _, end = end_with(b"<h1>Moved</h1>", status, Location=location)
+            assert isinstance(end, Refused)
+            assert (end.reason, end.rule) == (f"{status} {responses[status]}{target}", HTTP)
+            assert (end.advice, end.limit) == (x_messages.CHECK_REDIRECT, 2)
 
 
 FOR_NOW = [
     (400, PROBLEM, True, NO_BACKFILL, "400 Title: and detail; trying without backfill"),
     (429, PROBLEM, False, RATE_LIMIT, "429 Title: and detail"),
     (429, as_json(TOO_MANY_CONNECTIONS), True, HTTP, f"429 ConnectionException: too many{FREE}"),
-    (302, b"", False, HTTP, "302 Found"),
+    (409, as_json(NO_RULES), False, HTTP, f"409 ConnectionException: no rules{ADD_RULE}"),
+    (409, b"", False, HTTP, "409 Conflict"),
     (503, b"<h1>Over\ncapacity</h1>", False, HTTP, "503 Over capacity"),
 ]
 
@@ -844,6 +1005,27 @@ def test_what_x_refuses_for_now() -> None:
         assert (end.reason, end.rule) == (reason, rule)
         assert (end.at_least, end.cuts_line) == (0, False)
         assert not isinstance(end, Refused)
+
+
+def test_retry_after_is_waited_for_by_x_s_own_clock(still: float) -> None:
+    for hours in (-30, 0, 30):
+        date = still + 3600 * hours
+        pattern = "%a, %d %b %Y %H:%M:%S GMT"
+        for value, seconds in {
+            "120": 120,
+            "999999": 999999,  # no wait is longer than X's window, whatever it asks for
+            time.strftime(pattern, time.gmtime(date + 300)): 300,
+            time.strftime(pattern, time.gmtime(date - 300)): 0,
+            "soon": 0,
+            "-5": 0,
+            "１２": 0,
+        }.items():
+            headers = {"Retry_After": value, "Date": time.strftime(pattern, time.gmtime(date))}
+            for status, rule in {429: RATE_LIMIT, 503: HTTP}.items():
+                _, end = end_with(b"busy", status, **headers)
+                assert (end.rule, end.at_least) == (rule, seconds), value
+    _, end = end_with(b"busy", 429, Retry_After="100", x_rate_limit_reset=str(int(still) + 50))
+    assert end.at_least == 100, "the later one counts"
 
 
 def test_too_many_connections_are_no_rate_limit_unless_that_is_used_up_too() -> None:
@@ -871,7 +1053,8 @@ def test_of_a_refusal_is_shown_what_has_come_and_no_more_than_64_kb() -> None:
 def still(monkeypatch: pytest.MonkeyPatch) -> float:
     """The system's clock stands still, at this whole second."""
     now = float(int(time.time()))
-    monkeypatch.setattr(x_messages, "time", SimpleNamespace(time=lambda: now))
+    stopped = SimpleNamespace(time=lambda: now, strftime=time.strftime, localtime=time.localtime)
+    monkeypatch.setattr(x_messages, "time", stopped)
     return now
 
 
@@ -940,10 +1123,11 @@ def end_at(url: str) -> tuple[list[Any], Disconnected]:
         return [], end
 
 
+FOUND = "302 Found to http://\xe9"
 NOT_X = {
     b"": "Remote end closed connection without response",
     b"SSH-2.0-OpenSSH_9.2\r\n": "SSH-2.0-OpenSSH_9.2",
-    b"HTTP/1.1 302 Found\r\nLocation: http://\xe9\r\nContent-Length: 0\r\n\r\n": "302 Found",
+    b"HTTP/1.1 302 Found\r\nLocation: http://\xe9\r\nContent-Length: 0\r\n\r\n": FOUND,
 }
 
 
@@ -954,7 +1138,7 @@ def test_whoever_answers_it_is_only_a_reason_to_reconnect() -> None:
         with server_with(data) as address:
             lines, end = end_at(f"http://{address}/")
         assert (lines, end.reason) == ([], reason)
-        assert end.rule is (HTTP if reason == "302 Found" else NETWORK)
+        assert end.rule is (HTTP if reason is FOUND else NETWORK)
 
 
 @pytest.mark.usefixtures("no_proxy")
@@ -1033,14 +1217,26 @@ def test_the_other_address_of_a_host_is_tried_where_one_never_answers(
     assert end.rule is UNREACHABLE
 
 
+CHUNK = "the answer was cut off, or is not valid HTTP"
+BROTLI = "the answer is compressed with br, which was not asked for"
+
+
 @pytest.mark.usefixtures("no_proxy")
-def test_a_refusal_may_be_compressed_or_only_say_so() -> None:
-    for step, text in (
-        (x_api.Step(status=400, body=PROBLEM, gzip=True), "400 Title: and detail"),
-        (x_api.Step(status=400, headers={"Content-Encoding": "gzip"}), "400 Bad Request"),
+def test_what_cannot_be_decoded_is_described_in_words() -> None:
+    """Nor is any of it taken for lines."""
+    step = x_api.Step
+    for fault, text in (
+        (step(status=400, body=PROBLEM, gzip=True), "400 Title: and detail"),
+        (step(status=400, headers={"Content-Encoding": "gzip"}), "400 Bad Request"),
+        (step(status=400, body=PROBLEM, headers={"Content-Encoding": "zstd"}), "400 Bad Request"),
+        (step(body="\x0b[1]\n", headers={"Content-Encoding": "BR"}, tweets=0), BROTLI),
+        (step(tweets=0, end="garbled"), CHUNK),
+        (step(tweets=0, end="torn"), CHUNK),
     ):
-        with x_api.XApi([step]) as api:
-            assert end_at(api.url)[1].reason == text
+        with x_api.XApi([fault]) as api:
+            lines, end = end_at(api.url)
+        assert end.reason == text
+        assert [line.rstrip(b"\r") for line in lines] == api.sent
 
 
 # ------------------------------------------------------------------ settings
@@ -1076,8 +1272,17 @@ def test_the_token_goes_out_encrypted_only(refusal: Refusal) -> None:
     ):
         assert refusal(script.stream_url, url) == (2, UNENCRYPTED)
     for url in ("https://proxy.example/2", "http://localhost:80/", "http://[::1]", ""):
-        assert script.stream_url(url) == (url or script.X_URL)
+        for form in ("{}", '"{}"', "'{}' ", " {}\r\n"):  # docker's --env-file leaves quotes
+            assert script.stream_url(form.format(url)) == (url or script.X_URL)
         XStream(url or script.X_URL, x_api.TOKEN, [("a", "b")])
+
+
+def test_what_would_repeat_tweets_at_every_reconnect_is_refused(refusal: Refusal) -> None:
+    for name in ("start_time", "end_time", "backfill_minutes"):
+        expected = f"--param {name} would repeat tweets at every reconnect; use --backfill. See …"
+        status, message = refusal(script.parse_flags, ["--param", f"{name}=1"])
+        assert status == 2
+        assert fits(expected, message)
 
 
 URLS = {
@@ -1265,15 +1470,44 @@ def test_the_counts_in_words() -> None:
 
 def test_a_final_refusal_ends_the_script_with_what_to_do(capfd: pytest.CaptureFixture[str]) -> None:
     tweet = answer(x_api.tweet(1) + b"\n")
-    for status, times, exit_status in ((400, 1, 2), (403, 1, 1), (400, 10, 1), (403, 10, 1)):
+    for status, times, exit_status in (
+        *((400, 1, 2), (402, 1, 1), (403, 1, 1)),
+        *((400, 10, 1), (402, 10, 1), (403, 10, 1)),
+    ):
         first = [tweet] if times > 1 else []
         with pytest.raises(SystemExit) as end:
             publish(*first, *[refused(status)] * times, refused(404))
         assert end.value.code == exit_status
         how_often = " 10 times in a row" if times > 1 else ""
-        advice = x_messages.REFUSALS[status]
-        assert messages(capfd)[-1] == f"X refuses{how_often}: no. {advice}"
+        assert messages(capfd)[-1] == f"X refuses{how_often}: no. Do this."
         tweet = answer(x_api.tweet(1) + b"\n")
+
+
+def test_credits_that_are_used_up_are_reported_once_and_may_come_back(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """After keep-alives, too; once in a row."""
+    body = problem(title="CreditsDepleted", detail="none left")
+    none_left = [answer(body, 403) for _ in range(9)]
+    tweet = x_api.tweet(1) + b"\n"
+    events, _ = publish(answer(b"\r\n"), *none_left, answer(tweet), answer(body, 402), second=1e-9)
+    assert len(events) == 1
+    advice = "The account has no credits left. Buy credits in X's developer portal"
+    assert [text for text in messages(capfd) if "credits" in text] == [
+        f"403 CreditsDepleted: none left. {advice}; reconnecting in 0.0 s",
+        f"402 CreditsDepleted: none left. {advice}; reconnecting in 0.0 s",
+    ]
+
+
+def test_another_instance_may_be_why_x_ends_one_connection_after_the_other(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    publish(*(answer(b"\r\n") for _ in range(MAX_ENDS + 1)), second=3600)
+    another = "(5 times in 3 minutes; another instance may be running with this token)"
+    assert messages(capfd) == [
+        "X ended the stream; reconnecting in 0.0 s",
+        f"X ended the stream {another}; reconnecting in 0.0 s",
+    ]
 
 
 def test_a_setting_that_cannot_be_used_ends_the_script_unless_it_has_worked(
