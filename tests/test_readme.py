@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from datetime import date, datetime
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import pytest
@@ -36,9 +37,10 @@ from conftest import (
 from picture import draw
 from streaming import delivery, kafka_errors, recent, x_gaps, x_http, x_pacing
 from streaming.kafka_client import Kafka
+from streaming.records import encode, encode_headers
 from streaming.stop import Stop
 from streaming.x_source import Counts
-from x_api import Step, XApi
+from x_api import Step, XApi, tweet
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 NAMES = ["README.md", *re.findall(r"^\| \[(docs/\w+\.md)\]", README, re.MULTILINE)]
@@ -54,6 +56,7 @@ NOT_RUN += ["it is run with a longer file", "it is what runs this page"]
 IF_INSTALLED = {f"run where {program} is installed": program for program in ("curl", "jq")}
 TROUBLESHOOTING = "docs/troubleshooting.md"
 NO_CONNECTION = "cannot connect to Kafka"  # which takes a while
+BATCH_HEAD = 61  # bytes, by Kafka's format
 MARK = "--- ended with status"
 # What must not come from this machine: Python's packages and the user's settings
 FOREIGN = re.compile("KAFKA_|BEARER_|STREAM_|MAKE|MFLAGS|VIRTUAL_ENV|PYTEST|PYTHON|PIP_|LC_")
@@ -469,6 +472,22 @@ def test_the_numbers_are_the_real_ones() -> None:
         f"{delivery.MAX_IN_FLIGHT_BYTES >> 20} MB of events or tweets wait in memory",
         "twitter-stream.py for an hour",
         f"exits within {Stop.LIMIT:.0f} seconds",
+    ):
+        assert quoted in text
+
+
+def test_the_disk_that_an_archive_takes() -> None:
+    """At X's pace, each tweet is a batch of its own."""
+    tweets = [tweet(number, ("created_at", "lang")) for number in range(1000)]
+    parts = {"timestamp_delta": 0, "first_offset": 0, "room": 0}
+    key, headers = b"1990000000000000000", encode_headers([])
+    events = [encode([key], [each], headers, **parts).records for each in tweets]
+    size = round(mean(map(len, tweets)), -1)
+    on_disk = round(mean(map(len, events)) + BATCH_HEAD, -1)
+    text = " ".join(PAGES["docs/twitter.md"].split())
+    for quoted in (
+        f"have {size:.0f} bytes each; with Kafka's own data, they take {on_disk:.0f} on",
+        f"58 × 86,400 × {on_disk:.0f} bytes: {58 * 86_400 * on_disk / 1e9:.1f} GB a day",
     ):
         assert quoted in text
 
