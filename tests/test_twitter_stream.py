@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from broker import Broker
 from conftest import (
@@ -44,6 +45,7 @@ from x_api import TOKEN, Step, XApi
 # never silent, and whatever does not reconnect at once is noticed
 HOUR = 60.0
 TWEET = Step(tweets=1)
+ALIVE = Step(body="\r\n", tweets=0)  # a keep-alive and nothing else
 DOWN = Step(status=503)
 SILENT = "no complete line from X for 22 s"
 ENDED = "X ended the stream; reconnecting in 0.0 s"
@@ -164,6 +166,21 @@ def test_the_request_and_the_token_that_it_has(
     assert request.headers["Accept-Encoding"] == "gzip"
 
 
+def test_a_new_topic_gets_partitions_and_settings(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient
+) -> None:
+    """An archive, for example, from which Kafka deletes nothing; as with producer.py."""
+    flags = ("--partitions", "3", "--topic-config", "retention.ms=-1")
+    for note in ([], [f"topic {topic} already exists; ignoring --partitions and --topic-config"]):
+        done, _ = follow(scripts, topic, 1, [TWEET], *flags)
+        assert done.returncode == 0
+        assert messages(done)[:-1] == note
+        assert len(admin.describe_topics([topic])[0]["partitions"]) == 3
+        asked = ConfigResource(ConfigResourceType.TOPIC, topic, ["retention.ms"])
+        found = admin.describe_configs([asked])["topic"][topic]
+        assert found["retention.ms"]["value"] == "-1"
+
+
 def test_tweets_that_are_too_large_are_reported_once_a_minute(
     scripts: Scripts, topic: str, admin: KafkaAdminClient
 ) -> None:
@@ -198,7 +215,7 @@ def test_it_reconnects_and_loses_no_whole_line(scripts: Scripts, topic: str, rea
     assert values(read(topic)) == api.sent[1:121]
     assert api.most_open == 1
     reasons = "\n".join(reconnects(done))
-    for words in ("while decompressing data", "IncompleteRead", "Connection reset by peer"):
+    for words in ("while decompressing data", "was cut off", "Connection reset by peer"):
         assert words in reasons
     assert "skipped an incomplete line" in messages(done)
     announced = [text.rpartition(" in ")[2] for text in messages(done) if "reconnecting" in text]
@@ -209,8 +226,8 @@ def test_it_reconnects_and_loses_no_whole_line(scripts: Scripts, topic: str, rea
 DISCONNECT = problem(title="operational-disconnect", detail="bye")
 BUSY = problem(title="ConnectionException", detail="bye", connection_issue="TooManyConnections")
 TOO_MANY = (
-    "ConnectionException: bye "
-    "(to close stale connections, call DELETE /2/connections/all of X's API)"
+    "ConnectionException: bye (another instance may be running with this token; "
+    "to close stale connections, call DELETE /2/connections/all of X's API)"
 )
 
 
@@ -265,7 +282,7 @@ def pauses(api: XApi, second: float) -> list[float]:
 
 
 def test_the_waits_grow_as_x_asks(scripts: Scripts, topic: str) -> None:
-    """Faults of another kind do not add up, and a tweet starts all again."""
+    """Faults of another kind do not add up, and data starts all again."""
     idle, busy = Step(tweets=0), Step(body=f"\r\n{BUSY}\n", tweets=0)
     script = [idle, DOWN, idle, DOWN, TWEET, busy, DOWN, Step(status=429), Step()]
     done, api = follow(scripts, topic, 2, script, second=0.02)
@@ -347,22 +364,58 @@ def test_what_never_comes_whole_is_silence(
 # ------------------------------------------------------------------ what X refuses
 
 
-def test_a_refusal_comes_after_what_was_read_and_before_the_summary(
+@pytest.mark.parametrize(("status", "exit_status"), [(400, 2), (402, 1), (403, 1)])
+def test_a_refusal_ends_it_where_nothing_has_come(
+    scripts: Scripts, topic: str, status: int, exit_status: int
+) -> None:
+    script = [Step(tweets=0), Step(status=status), Step()]
+    done, api = follow(scripts, topic, 100, script, second=0.01)
+    assert done.returncode == exit_status
+    _, refusal, last = messages(done)
+    assert fits(f"X refuses: {status} …", refusal)
+    assert last == f"published 0 tweets to {topic} (1 reconnect, 0 skipped)"
+    assert len(api.requests) == 2
+
+
+def test_a_refusal_ends_it_ten_times_in_a_row_where_something_has(
     scripts: Scripts, topic: str, read: Read
 ) -> None:
-    """A keep-alive shows that X has accepted the request, but not that it has a stream for it."""
-    for step, status, exit_status, text in (
-        (Step(body="\r\n", tweets=0), 400, 2, "400 Bad Request. … Check --param."),
-        (Step(tweets=50), 402, 1, "402 Payment Required. … Buy credits in X's developer portal."),
-    ):
-        done, api = follow(scripts, topic, 100, [step, Step(status=status), Step()])
-        assert done.returncode == exit_status
-        first, refusal, last = messages(done)
+    """After what was read, and before the summary. That credits are used up is said once more."""
+    for step, words in ((ALIVE, "403 Forbidden"), (Step(tweets=50), "402 Payment Required")):
+        refusal = Step(status=int(words[:3]))
+        done, api = follow(scripts, topic, 100, [step, *[refusal] * 10, Step()], second=0.002)
+        assert done.returncode == 1
+        first, *between, final, last = [text for text in messages(done) if "no tweets" not in text]
         assert first == ENDED
-        assert fits(f"X refuses: {text}", refusal)
-        assert last == f"published {len(api.sent)} tweets to {topic} (1 reconnect, 0 skipped)"
+        assert between
+        if words.startswith("402"):
+            [said] = between
+            assert fits(f"{words}. The account has no credits left. Buy …; reconnecting in …", said)
+        assert fits(f"X refuses 10 times in a row: {words}. …", final)
+        assert last.startswith(f"published {len(api.sent)} tweets to {topic} (10 reconnects, ")
         assert values(read(topic)) == api.sent
-        assert len(api.requests) == 2
+        assert len(api.requests) == 11
+
+
+def test_a_page_of_an_edge_does_not_end_a_quiet_stream(scripts: Scripts, topic: str) -> None:
+    """Nor do credits that are used up until they are bought, nor a redirect."""
+    refusals = [Step(status=status, body="<h1>Sorry</h1>") for status in (400, 401, 402, 403, 404)]
+    script = [step for refusal in refusals for step in (ALIVE, refusal, refusal)]
+    done, _ = follow(scripts, topic, 1, [*script, Step()], second=0.002)
+    assert done.returncode == 0
+    assert counted(done) == Summary(published=1, reconnects=15)
+
+
+def test_a_stream_without_rules_waits_for_one(scripts: Scripts, topic: str) -> None:
+    issue = {"title": "ConnectionException", "connection_issue": "RuleConfigurationIssue"}
+    no_rules = Step(status=409, body=problem(detail="Define rules.", **issue))
+    done, api = follow(scripts, topic, 1, [no_rules, no_rules, Step()], second=0.02)
+    assert done.returncode == 0
+    assert reconnects(done) == [
+        "409 ConnectionException: Define rules. (the stream has no rules; to add one, call "
+        "POST /2/tweets/search/stream/rules of X's API)"
+    ]
+    assert all(pause >= wait for pause, wait in zip(pauses(api, 0.02), (5, 10), strict=True))
 
 
 # ------------------------------------------------------------------ gaps and backfill
@@ -375,7 +428,8 @@ def asked(api: XApi) -> list[str]:
 
 MOMENT = r"(?:\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d"
 GAP = re.compile(
-    rf"no tweets from ({MOMENT}) to {MOMENT} \((?:(\d+) h )?(?:(\d+) min )?(\d+) s\); (.*)"
+    rf"no tweets(?: since the last event,)? from ({MOMENT}) to {MOMENT} "
+    r"\((?:(\d+) h )?(?:(\d+) min )?(\d+) s\); (.*)"
 )
 
 
@@ -432,21 +486,24 @@ def test_backfill_brings_what_was_missed_and_nothing_twice(
 
 def test_where_x_refuses_backfill_it_goes_on_without(scripts: Scripts, topic: str) -> None:
     refused = Step(status=400, body=problem(title="Invalid Request", detail="not for your plan"))
-    done, api = follow(scripts, topic, 5, [TWEET, *[refused, TWEET] * 3, TWEET], "--backfill")
+    done, api = follow(scripts, topic, 2, [TWEET, *[refused, ALIVE] * 3, TWEET], "--backfill")
     assert done.returncode == 0
     assert " ".join(asked(api)) == "- 1 - 1 - 1 - -"
     reason = "400 Invalid Request: not for your plan; trying without backfill"
     assert messages(done) == [
         ENDED,
         f"{reason}; reconnecting in 0.0 s",
-        f"published 5 tweets to {topic} (7 reconnects, 0 skipped)",
+        f"published 2 tweets to {topic} (7 reconnects, 0 skipped)",
     ]
 
 
 def test_a_restart_asks_for_what_came_since_the_newest_event(
     scripts: Scripts, topic: str, admin: KafkaAdminClient, producer: KafkaProducer
 ) -> None:
-    """It is in the last partition; the others' events are 20 or more seconds older."""
+    """It is in the last partition; the others' events are 20 or more seconds older.
+
+    What came since then is not known, so it does not count as a gap.
+    """
     admin.create_topics({topic: {"num_partitions": 4}})
     newest = int(time.time()) - 7200
     for number in range(4):
@@ -457,6 +514,8 @@ def test_a_restart_asks_for_what_came_since_the_newest_event(
     assert done.returncode == 0
     assert asked(api) == ["5"]
     began, seconds, comment = the_gap(done)
+    assert b"no tweets since the last event, from" in done.stderr
+    assert read_summary(done.stderr).gaps == 0
     assert began.endswith(time.strftime("%H:%M:%S", time.localtime(newest)))
     assert seconds >= 7200
     assert comment == "asked X for the last 5 minutes"
@@ -524,9 +583,15 @@ def test_a_redirect_is_not_followed_as_the_token_is_for_x_alone(
     with XApi() as other:
         redirect = Step(status=302, headers={"Location": other.url})
         odd = Step(status=302, headers={"Location": "http://[bad/"})
-        done, _ = follow(scripts, topic, 1, [redirect, odd, Step()], second=0.02)
-    assert set(reconnects(done)) == {"302 Found"}
-    assert counted(done) == Summary(published=1, reconnects=2)
+        done, _ = follow(scripts, topic, 2, [redirect, TWEET, odd, redirect, Step()], second=0.02)
+        again, _ = follow(scripts, topic, 1, [redirect, redirect, Step()], second=0.02)
+    target = f"302 Found to {other.url}"
+    assert done.returncode == 0
+    assert target in reconnects(done)
+    assert counted(done) == Summary(published=2, reconnects=4)
+    assert again.returncode == 1
+    final = messages(again)[1]
+    assert fits(f"X refuses 2 times in a row: {target}. … set STREAM_URL to it.", final)
     assert other.requests == []
 
 
@@ -537,7 +602,7 @@ LOG_ALL = (
 
 
 def test_the_token_is_never_shown(scripts: Scripts, topic: str) -> None:
-    """Neither where an answer from X contains it, nor by any logger; docker leaves it in quotes."""
+    """Neither where an answer from X contains it, nor by any logger; docker leaves quotes."""
     echo = problem(title="Bad header", detail="x" * 255 + f" Authorization: Bearer {TOKEN}")
     script = [
         Step(status=503, body=echo),
@@ -545,7 +610,7 @@ def test_the_token_is_never_shown(scripts: Scripts, topic: str) -> None:
         Step(status=402, body=echo),
     ]
     with XApi(script) as api:
-        settings = env(api, 0.1, BEARER_TOKEN=f'"{TOKEN}"')
+        settings = env(api, 0.002, BEARER_TOKEN=f'"{TOKEN}"', STREAM_URL=f"'{api.url}' ")
         options: dict[str, Any] = {"env": settings, "cwd": scripts.folder}
         command = scripts.call("twitter-stream", ("-t", topic), options)
         running = Running([command[0], "-c", LOG_ALL, *command[1:]], options)
@@ -554,7 +619,7 @@ def test_the_token_is_never_shown(scripts: Scripts, topic: str) -> None:
         done = running.end()
     assert done.returncode == 1
     assert b"DEBUG:urllib3" in done.stderr
-    assert done.stderr.count(b"Authorization: Bearer ***") == 3, "each of the messages has it"
+    assert done.stderr.count(b"Authorization: Bearer ***") == 4, "each of the messages has it"
     assert b"secret" not in listed + done.stdout + done.stderr
     assert b"secret" not in scripts.run("twitter-stream", "--help", env=env(api)).stdout
 

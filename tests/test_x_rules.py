@@ -17,7 +17,7 @@ from datetime import datetime
 from http.client import responses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import Mock
 
 import pytest
@@ -33,7 +33,7 @@ from urllib3.exceptions import (
 
 import x_api
 from conftest import GUARD, deaf_port, fits, server_with
-from streaming import console, progress, recent, x_http, x_messages
+from streaming import console, progress, recent, x_http, x_messages, x_source
 from streaming.sources import LineSplitter, Stopped
 from streaming.stop import Stop
 from streaming.x_gaps import (
@@ -1589,6 +1589,102 @@ def test_a_gap_is_not_reported_again_once_the_run_is_over(
         "the run ended before the stream resumed"
     ]
     assert source.details() == " (1 reconnect, 0 skipped, 1 gap)"
+
+
+# ------------------------------------------------------------------ a quiet stream
+
+
+class Timed(io.BytesIO):
+    """A body whose parts come after that many seconds each; None is a silence that ends it."""
+
+    def __init__(self, clock: Clock, parts: list[tuple[float, bytes | None]]) -> None:
+        super().__init__()
+        self.clock, self.parts = clock, iter(parts)
+
+    def read1(self, _size: int | None = -1) -> bytes:
+        seconds, part = next(self.parts, (0, b""))
+        self.clock.now += seconds
+        if part is None:
+            raise TimeoutError
+        return part
+
+
+class Patient(Hurried):
+    """By the test's clock it waits."""
+
+    def __init__(self, clock: Clock, connections: int) -> None:
+        super().__init__(connections)
+        self.clock = clock
+
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+        super().wait(seconds)
+
+
+KEEP_ALIVE = (20.0, b"\r\n")
+SORRY = b"<h1>Sorry</h1>"  # of an edge, without a word of X
+LATER = {"Retry_After": "120"}
+
+
+class Trouble(NamedTuple):
+    """How a connection ends, and after how many seconds; the answers to the next connects."""
+
+    after: float
+    end: bytes | None
+    answers: list[tuple[int, dict[str, str]]]
+    waits: list[int]  # the shortest before each connect
+    gap: int = 0  # seconds; 0: there was a connection, or none for no longer than X is ever silent
+
+
+TROUBLES = [
+    Trouble(19, b"", [], [0]),
+    Trouble(19, as_json(GOODBYE) + b"\r\n", [], [0]),
+    Trouble(3, b"", [(503, {})], [0, 5]),
+    Trouble(3, b"", [(403, {})], [0, 5]),
+    Trouble(3, b"", [(400, {}), (404, {})], [0, 5, 10]),
+    Trouble(3, b"", [(401, {}), (403, {}), (404, {})], [0, 5, 10, 20], gap=38),
+    Trouble(3, b"", [(503, LATER)], [0, 120], gap=123),
+    Trouble(22.1, None, [], [0], gap=22),
+]
+
+
+def quiet_stream(clock: Clock, troubles: list[Trouble]) -> Iterator[requests.Response]:
+    """A tweet an hour, keep-alives, and trouble every 20 minutes."""
+    for number, trouble in enumerate(troubles):
+        tweet = (10.0, x_api.tweet(number) + b"\r\n" if number % 3 == 0 else b"\r\n")
+        end = (trouble.after, trouble.end)
+        yield answer(Timed(clock, [KEEP_ALIVE, tweet, *[KEEP_ALIVE] * 60, end]))
+        yield from (answer(SORRY, status, **headers) for status, headers in trouble.answers)
+    yield answer(Timed(clock, [KEEP_ALIVE] * 60))
+
+
+def test_eight_hours_of_a_quiet_stream(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """18 pages refuse it, which do not end it; the waits start anew; each gap is a real one."""
+    clock = Clock()
+    monkeypatch.setattr(x_source, "Backoff", lambda second: Backoff(second, clock))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=clock))
+    troubles = TROUBLES * 3
+    expected = [wait for trouble in troubles for wait in trouble.waits] + [0]
+    gaps = [trouble.gap for trouble in troubles if trouble.gap]
+    stop = Patient(clock, connections=len(expected))
+    stream = Stream(*quiet_stream(clock, troubles))
+    source = TweetSource(stream, Gaps(False, 1.0, clock), 1.0, stop)
+    values = []
+    with suppress(Stopped):
+        for chunk in source.chunks():
+            values += chunk.values
+    source.ended_early()
+    assert values == [x_api.tweet(number) for number in range(0, len(troubles), 3)]
+    assert 8 * 3600 < clock.now - Clock().now < 9 * 3600
+    for wait, found in zip(expected, stop.waits, strict=True):
+        assert wait <= found <= 1.2 * wait
+    lengths = re.findall(r"no tweets from .* \((?:(\d) min )?(\d+) s\)", "\n".join(messages(capfd)))
+    for gap, (minutes, seconds) in zip(gaps, lengths, strict=True):
+        assert gap <= 60 * int(minutes or 0) + int(seconds) <= 1.2 * gap
+    counts = f"{len(expected) - 1} reconnects, 0 skipped, {len(gaps)} gaps"
+    assert source.details() == f" ({counts})"
 
 
 # ------------------------------------------------------------------ what it says meanwhile
