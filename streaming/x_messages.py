@@ -245,7 +245,7 @@ def problem_names(content: dict[str, Any]) -> set[str]:
         names.add(str(problem.get("type")).rstrip("/").rpartition("/")[2])
         if "connection_issue" in problem:
             names |= CONNECTION
-        if "suspended" in str(problem.get("detail")):  # X has no name for this one
+        if "suspended" in str(problem.get("detail")).lower():  # X has no name for this one
             names.add("suspended")
     return names
 
