@@ -19,7 +19,7 @@ from operator import add
 from streaming.timing import PATIENCE
 
 # What a pipe takes at once, whole, when it is ready (POSIX); Windows has no such rule
-PIECE_BYTES = 4096 if sys.platform == "win32" else select.PIPE_BUF
+PIECE_BYTES = getattr(select, "PIPE_BUF", 4096)
 MARGIN = 1.0 * PATIENCE  # seconds that a thread may need to notice that its time is over
 
 
