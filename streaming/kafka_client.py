@@ -1,6 +1,7 @@
 """The cluster that a script talks to: its clients, and what is wrong when they fail."""
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from streaming.kafka_errors import (
     explain_words,
     words_of,
 )
+from streaming.kafka_internals import work_without_asserts
 from streaming.kafka_options import TLS_FILES, check_login, tls_context, with_scram_name
 from streaming.timing import PATIENCE
 
@@ -43,6 +45,8 @@ class Kafka:
     """
 
     def __init__(self, settings: dict[str, Any], brokers: str | None, verbose: bool) -> None:
+        if sys.flags.optimize:
+            work_without_asserts()
         check_login(settings)
         self._settings = with_scram_name(settings)
         self._tls_context = tls_context(settings)

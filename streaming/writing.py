@@ -12,7 +12,6 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property
 from itertools import accumulate, count
 from operator import add
 
@@ -26,22 +25,21 @@ MARGIN = 1.0 * PATIENCE  # seconds that a thread may need to notice that its tim
 class Block:
     r"""Lines on their way out, given without their \n, and how far they have been written.
 
-    They are written in pieces, or all at once.
+    They are written in pieces; or all at once, and then they count as one line until that is done.
     """
 
     def __init__(self, lines: list[bytes], in_pieces: bool) -> None:
-        self._lines = lines
         self._data = memoryview(b"\n".join(lines) + b"\n")
-        self._piece_ends = self._find_piece_ends() if in_pieces else iter([len(self._data)])
-        # Positions in bytes
+        self._line_count = len(lines)
+        # Positions in bytes: where lines begin, and where the last one ends
+        self._bounds = [0, len(self._data)]
+        self._piece_ends = iter([len(self._data)])
+        if in_pieces:
+            self._bounds = list(map(add, accumulate(map(len, lines), initial=0), count()))
+            self._piece_ends = self._find_piece_ends()
         self._written = 0
         self._begun = 0  # the end of the piece that is being written, or was written last
         self._end = len(self._data)
-
-    @cached_property
-    def _bounds(self) -> list[int]:
-        """Where each line begins, and where the last one ends."""
-        return list(map(add, accumulate(map(len, self._lines), initial=0), count()))
 
     def _find_piece_ends(self) -> Iterator[int]:
         """Yield where pieces end: after as many whole lines as fit, or within a longer one.
@@ -49,7 +47,7 @@ class Block:
         The last piece of such a line has nothing else.
         """
         line = 0
-        while line < len(self._lines):
+        while line < self._line_count:
             start = self._bounds[line]
             fitting = bisect_right(self._bounds, start + PIECE_BYTES) - 1
             if fitting == line:
@@ -66,7 +64,7 @@ class Block:
     def lines_written(self) -> int:
         """How many lines have been written to their end."""
         if self._written == len(self._data):
-            return len(self._lines)
+            return self._line_count
         return bisect_right(self._bounds, self._written) - 1
 
     def cut(self) -> None:

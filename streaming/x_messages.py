@@ -33,13 +33,13 @@ HINTS = {
     "GET /2/tweets/search/stream/rules of X's API",
 }
 # What to do about a refusal, by X's name for it; the first one counts. First credits and caps
-BUY_CREDITS = "The account has no credits left. Buy credits in X's developer portal."
+BUY_CREDITS = "The account has no credits left. Buy credits in X's developer console."
 RAISE_CAP = (
     "The plan's posts are used up. Wait until X resets the cap, or raise it in X's developer "
-    "portal."
+    "console."
 )
 USED_UP_ADVICE = {
-    "SpendCapReached": "The spending limit is reached. Raise it in X's developer portal, or wait "
+    "SpendCapReached": "The spending limit is reached. Raise it in X's developer console, or wait "
     "for the next billing cycle.",
     "UsageCapExceeded": RAISE_CAP,
     "usage-capped": RAISE_CAP,
@@ -50,14 +50,14 @@ USED_UP_ADVICE = {
 }
 # Then what else X has a name for, or else only a status code
 ADVICE = {
-    "suspended": "X has suspended the app. See in X's developer portal why, and how to appeal.",
+    "suspended": "X has suspended the app. See in X's developer console why, and how to appeal.",
     "unsupported-authentication": "The token is of the wrong kind. Set BEARER_TOKEN to the app's "
     "own bearer token, not to a user's.",
-    "client-not-enrolled": "Attach the app to a project in X's developer portal, and use that "
+    "client-not-enrolled": "Attach the app to a project in X's developer console, and use that "
     "app's bearer token.",
     "400": "A parameter is invalid. Check --param.",
     "401": "The bearer token is invalid. Check BEARER_TOKEN.",
-    "403": "The app may not use this stream. Check its status and plan in X's developer portal.",
+    "403": "The app may not use this stream. Check its status and plan in X's developer console.",
     "404": "There is no stream at this URL. Check STREAM_URL.",
 }
 ENTERPRISE_ONLY = (

@@ -1492,7 +1492,7 @@ def test_credits_that_are_used_up_are_reported_once_and_may_come_back(
     tweet = x_api.tweet(1) + b"\n"
     events, _ = publish(answer(b"\r\n"), *none_left, answer(tweet), answer(body, 402), second=1e-9)
     assert len(events) == 1
-    advice = "The account has no credits left. Buy credits in X's developer portal"
+    advice = "The account has no credits left. Buy credits in X's developer console"
     assert [text for text in messages(capfd) if "credits" in text] == [
         f"403 CreditsDepleted: none left. {advice}; reconnecting in 0.0 s",
         f"402 CreditsDepleted: none left. {advice}; reconnecting in 0.0 s",
