@@ -103,7 +103,7 @@ class Commits:
         if not new:
             return
         try:
-            commit(self._consumer, new)
+            commit(self._consumer, new, COMMIT_TIMEOUT_MS)
         except GENERATION_ERRORS:
             self.give_up(MOVED_ON)
         except errors.RetriableError:
@@ -113,10 +113,10 @@ class Commits:
             self._uncommitted = 0
 
 
-def commit(consumer: Consumer, offsets: Offsets) -> None:
+def commit(consumer: Consumer, offsets: Offsets, timeout_ms: int) -> None:
     """Commit offsets; raise KafkaError if that fails."""
     wanted = {partition: OffsetAndMetadata(offset) for partition, offset in offsets.items()}
-    consumer.commit(wanted, COMMIT_TIMEOUT_MS)
+    consumer.commit(wanted, timeout_ms)
 
 
 def first_events(batches: list[FetchedBatch], count: int) -> list[FetchedBatch]:

@@ -17,7 +17,7 @@ from streaming.commits import (
     offsets_after,
 )
 from streaming.console import fail
-from streaming.ends import Ends, Offsets
+from streaming.ends import RESPONSE_TIMEOUT_MS, Ends, Offsets
 from streaming.kafka_client import Kafka, committed_offsets
 from streaming.kafka_errors import CONNECTION_ERRORS, warn_about_expired_events
 from streaming.kafka_internals import Consumer, FetchedBatch, positions
@@ -206,7 +206,7 @@ class Follower:
             if start and partition not in committed
         }
         try:
-            commit(self._consumer, new)
+            commit(self._consumer, new, RESPONSE_TIMEOUT_MS)
         except (*GENERATION_ERRORS, errors.RetriableError):
             fail(
                 f"cannot apply {flag} to group {self._group}: it has active members. "
