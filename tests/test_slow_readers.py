@@ -119,8 +119,8 @@ def test_members_join_and_leave_while_a_reader_is_slow(
     """Nothing is printed twice, and nothing is left out."""
     publish_jobs(scripts, topic, "--partitions", 2)
     with slow_member(scripts, topic) as (first, reader):
-        wait_until(lambda: committed(admin, topic))
-        assert 1000 < committed(admin, topic) < 1200  # what fits the pipe
+        wait_until(lambda: committed(admin, topic) > 900)
+        assert committed(admin, topic) < 1200  # what fits the pipe
         outputs = [read_available(reader)]
         for _ in range(2):
             other = scripts.start("consumer", "-t", topic, "-g", topic, env=SOON)
