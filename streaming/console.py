@@ -16,7 +16,7 @@ INSTALL = "Run: pip install -r requirements.txt (see Install in README.md)"
 # Of a longer message, only this many characters of its beginning and of its end are shown
 MESSAGE_BEGINNING, MESSAGE_END = 300, 190
 # C0, DEL and C1, line ends, and what changes the direction of text
-CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 _secrets: set[str] = set()
 

@@ -25,6 +25,7 @@ from streaming.topics import Topic
 # Below Kafka's default for max.message.bytes, 1 MiB: Kafka rejects larger batches, and splitting
 # them to try again is slow
 MAX_BATCH_BYTES = 900_000
+REQUEST_TIMEOUT_MS = 30_000
 # If nothing arrives for this long after a stop request, the source is blocked in a read
 QUIET = 0.5 * PATIENCE
 
@@ -71,18 +72,19 @@ def publish(
 
 def producer_options(kafka: Kafka, max_bytes: int, timeout: int) -> dict[str, Any]:
     """Return options for batches of at most `max_bytes`, and a delivery timeout in seconds."""
+    linger_ms = kafka.options(Producer, linger_ms=5)["linger_ms"]
     options = kafka.options(
         Producer,
-        linger_ms=5,
+        linger_ms=linger_ms,
         batch_size=MAX_BATCH_BYTES,
-        delivery_timeout_ms=1000 * timeout,
+        delivery_timeout_ms=max(1000 * timeout, linger_ms + REQUEST_TIMEOUT_MS),
         max_block_ms=500,  # how often to check for signals while Kafka names no partitions
         enable_idempotence=True,  # or other settings could silently turn it off
     )
     options["max_request_size"] = max_bytes
     options["batch_size"] = min(options["batch_size"], MAX_BATCH_BYTES, max_bytes)
-    max_request_timeout = options["delivery_timeout_ms"] - options["linger_ms"]
-    options.setdefault("request_timeout_ms", min(30_000, max_request_timeout))
+    longest = max(options["delivery_timeout_ms"] - linger_ms, 1)  # 1: the client says what is wrong
+    options.setdefault("request_timeout_ms", min(REQUEST_TIMEOUT_MS, longest))
     return options
 
 

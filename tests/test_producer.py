@@ -694,7 +694,7 @@ def test_after_nohup_a_hangup_is_ignored(scripts: Scripts, topic: str, read: Rea
     assert values(read(topic)) == [b"before", b"after"]
 
 
-LINGER = {"KAFKA_LINGER_MS": "1000000", "KAFKA_DELIVERY_TIMEOUT_MS": "2000000"}
+LINGER = {"KAFKA_LINGER_MS": "3600000"}  # longer than the usual delivery timeout
 
 
 def test_nothing_lingers_once_no_more_events_come(scripts: Scripts, topic: str, read: Read) -> None:
@@ -892,7 +892,7 @@ def test_progress_on_a_terminal(scripts: Scripts, topic: str, tmp_path: Path, co
         file.write("BLOCK_BYTES = 10\ndef wait_for_input(_):\n    return not time.sleep(0.5)\n")
     (tmp_path / "lines").write_bytes(numbered(3))
     arguments = ["-n", 3, "--interval", 0.6] if columns else ["lines"]
-    full = r"producer\.py: \d events?, \d/s, (33|66|100)%(, waiting.*)? *"
+    full = r"producer\.py: \d events?, \d/s, \d+%(, waiting.*)? *"
     pattern = r"producer\.py: \d events?,.{1,2}" if columns else full
     with Terminal(columns) as terminal:
         options: Any = {"stdin": terminal.device, "stderr": terminal.device, "cwd": tmp_path}

@@ -338,6 +338,17 @@ def test_settings_reach_only_the_clients_that_know_them(
     assert found == {**common, **publishing}
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "sent"), [("PLAIN", "a,o=x=2C"), ("SCRAM-SHA-512", "a=2Co=3Dx=3D2C")]
+)
+def test_only_scram_escapes_the_user_name(configure: Configure, mechanism: str, sent: str) -> None:
+    configure(
+        f"KAFKA_SECURITY_PROTOCOL=SASL_PLAINTEXT\nKAFKA_SASL_MECHANISM={mechanism}\n"
+        "KAFKA_SASL_PLAIN_USERNAME='a,o=x=2C'\nKAFKA_SASL_PLAIN_PASSWORD=secret\n"
+    )
+    assert configured().options(KafkaProducer)["sasl_plain_username"] == sent
+
+
 def test_every_line_of_env_example_is_a_setting(configure: Configure) -> None:
     """With each setting uncommented, every name is accepted."""
     example = (REPOSITORY / ".env.example").read_text()
