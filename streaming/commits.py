@@ -1,5 +1,6 @@
 """How far a group has come: committed as its member prints, and what is said if that fails."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -8,14 +9,18 @@ from kafka import OffsetAndMetadata, errors
 from streaming.console import pluralize, say
 from streaming.ends import Offsets
 from streaming.kafka_errors import CONNECTION_ERRORS
-from streaming.kafka_internals import Consumer, FetchedBatch, positions
+from streaming.kafka_internals import Consumer, FetchedBatch
 from streaming.stop import Stop
 from streaming.timing import PATIENCE
+from streaming.writing import Next
 
-# Two commits and a look at the group may follow a signal, and have to fit in Stop.LIMIT
+# After a signal, all of these and leaving the group have to fit in Stop.LIMIT
+LINE_SECONDS = 2.0 * PATIENCE  # for the rest of a line that has been begun
 COMMIT_TIMEOUT_MS = int(1500 * PATIENCE)
 KEEP_PLACE_TIMEOUT_MS = 700
+
 MOVED_ON = "the group has moved on without this member"
+OUTPUT_STUCK = "the output is stuck in the middle of them"
 GENERATION_ERRORS = (errors.CommitFailedError, errors.RebalanceInProgressError)
 
 
@@ -32,10 +37,11 @@ class Commits:
         self._batches: list[FetchedBatch] = []  # the events that are to be printed now
         self._reached: Offsets = {}  # where reading continues after them
         self._printed = 0  # how many of them have been printed
-        self._committed: Offsets = {}
-        self._uncommitted = 0  # events printed since the last commit
+        self._begun = 0  # and how many when what the output is busy with is printed, too
         self._has_moved = False  # the group has shared out its partitions again
         self.is_cut = False  # the rest of the events will not be printed
+        self._pending: Offsets = {}  # to be committed
+        self._uncommitted = 0  # events that have been printed, but not committed
 
     def begin(self, batches: list[FetchedBatch], reached: Offsets) -> None:
         """Note which events are to be printed, and where reading continues after them."""
@@ -43,45 +49,37 @@ class Commits:
         if place != self._place:
             self.give_up(MOVED_ON)
         self._place, self._batches, self._reached = place, batches, reached
-        self._printed = 0
+        self._printed = self._begun = 0
         self._has_moved = self.is_cut = False
 
-    def keep_up(self, printed: int) -> bool:
+    def keep_up(self, printed: int, begun: int) -> Next:
         """Commit, and keep the member's place in the group, while printing takes its time.
 
-        `printed` is how many of the events have been printed. Return whether to print the rest: not
-        after a request to stop, nor if the group has shared out its partitions again, as then the
-        rest is for their next owners.
+        `printed` is how many of the events have been printed, `begun` how many when the output has
+        finished what it is busy with. The rest is not to be printed after a request to stop, nor if
+        the group has shared out its partitions again: then it is for their next owners.
         """
-        if not self.is_cut and not self._stop.requested:
-            self._note(printed)
-            self._commit(offsets_after(first_events(self._batches, printed)))
+        if self._stop.requested:
+            self.is_cut, self._begun = True, begun
+            is_late = time.monotonic() > self._stop.requested_at + LINE_SECONDS
+            return Next.LEAVE if is_late else Next.FINISH_LINE
+        if printed > self._printed and not self._has_moved:
+            self._commit(printed, self._offsets_after(printed))
         with suppress(*CONNECTION_ERRORS):
             self._consumer.keep_place(KEEP_PLACE_TIMEOUT_MS)
-        self._has_moved = self._consumer.group_metadata() != self._place
-        self.is_cut = self._has_moved or self._stop.requested
-        return not self.is_cut
+        self._has_moved = self.is_cut = self._consumer.group_metadata() != self._place
+        return Next.FINISH_LINE if self.is_cut else Next.GO_ON
 
     def finish(self, printed: int) -> None:
         """Commit when no more of the events will be printed."""
         if self._has_moved:
-            self._rewind()
             self._note(printed)
+            self.give_up(MOVED_ON)
         else:
-            self._note(printed)
-            printed_batches = first_events(self._batches, printed)
-            self._commit(offsets_after(printed_batches) if self.is_cut else self._reached)
-
-    def _rewind(self) -> None:
-        """Go back to the first event that is not printed, where the client keeps its position.
-
-        That is so in a partition that the member had before; in others, it goes on where the group
-        has committed.
-        """
-        firsts = {batch.partition: batch.offset for batch in reversed(self._batches)}
-        nexts = {**firsts, **offsets_after(first_events(self._batches, self._printed))}
-        for partition in nexts.keys() & positions(self._consumer).keys():
-            self._consumer.seek(partition, nexts[partition])
+            self._commit(printed, self._offsets_after(printed) if self.is_cut else self._reached)
+        if self._begun > printed:
+            self._note(self._begun)
+            self.give_up(OUTPUT_STUCK)
 
     def give_up(self, reason: str) -> None:
         """Say that events are not committed, if there are any."""
@@ -91,26 +89,29 @@ class Commits:
                 f"cannot commit for group {self._group}: {reason}. "
                 f"Up to {events} will be printed again."
             )
-        self._uncommitted = 0
+        self._pending, self._uncommitted = {}, 0
+
+    def _offsets_after(self, printed: int) -> Offsets:
+        return offsets_after(first_events(self._batches, printed))
 
     def _note(self, printed: int) -> None:
         self._uncommitted += printed - self._printed
         self._printed = printed
 
-    def _commit(self, offsets: Offsets) -> None:
+    def _commit(self, printed: int, offsets: Offsets) -> None:
         """Commit offsets; if Kafka does not respond, the next call makes up for it."""
-        new = {p: offset for p, offset in offsets.items() if self._committed.get(p) != offset}
-        if not new:
+        self._note(printed)
+        self._pending |= offsets
+        if not self._pending:
             return
         try:
-            commit(self._consumer, new, COMMIT_TIMEOUT_MS)
+            commit(self._consumer, self._pending, COMMIT_TIMEOUT_MS)
         except GENERATION_ERRORS:
             self.give_up(MOVED_ON)
         except errors.RetriableError:
             pass
         else:
-            self._committed.update(new)
-            self._uncommitted = 0
+            self._pending, self._uncommitted = {}, 0
 
 
 def commit(consumer: Consumer, offsets: Offsets, timeout_ms: int) -> None:

@@ -44,10 +44,9 @@ class Ends:
             if batch.offset < self._ends.get(batch.partition, 0)  # 0: it was added later
         ]
 
-    def limit(self, offsets: Offsets) -> Offsets:
-        """Return the offsets, none of them beyond its partition's end."""
-        ends = self._ends
-        return {p: min(offset, ends[p]) for p, offset in offsets.items() if p in ends}
+    def within(self, offsets: Offsets) -> Offsets:
+        """Return those offsets that are not beyond their partition's end."""
+        return {p: offset for p, offset in offsets.items() if offset <= self._ends.get(p, -1)}
 
     def note(self, batches: list[FetchedBatch]) -> None:
         """Finish the partitions whose end these batches reach; their events have been printed."""

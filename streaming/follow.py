@@ -32,6 +32,7 @@ from streaming.watch import (
     check_right_to_read,
     explain_missing_topic,
 )
+from streaming.writing import Next
 
 EVENTS_PER_POLL = 5000  # and per commit: about as many, or one batch that has more
 MAX_FETCH_BYTES = 4 << 20  # per broker; kafka-python's default is 50 MB, up to five times in memory
@@ -58,6 +59,7 @@ class Follower:
         self._starts: Offsets = {}
         self._ends: Ends | None = None  # None: it has no end
         self._max_batches = 1  # of the next poll; the batches of the last one tell their usual size
+        self._passed: Offsets = {}  # where the last poll has moved forward to
         self._printed = 0  # how many of the events that were yielded last
         self.is_cut_short = False  # COUNT or the ends have not been reached
 
@@ -143,19 +145,19 @@ class Follower:
         if reached != offsets_after(batches):
             return reached
         # Also past what no event shows, such as the end of a transaction
-        known = positions(self._consumer)
-        return {**reached, **(self._ends.limit(known) if self._ends else known)}
+        return {**reached, **(self._ends.within(self._passed) if self._ends else self._passed)}
 
-    def keep_up(self, printed: int) -> bool:
+    def keep_up(self, printed: int, begun: int) -> Next:
         """Call this now and then if it takes long to print the events that were yielded last.
 
-        `printed` is how many have been printed. For a group, this commits them, and keeps the
-        member's place; it returns whether to print the rest.
+        For a group, this commits how many have been printed, and keeps the member's place; it
+        returns what to do with the rest. See Commits.keep_up.
         """
         if not (self._commits and self._membership):
-            return True
-        self._membership.check(has_events=True)
-        return self._commits.keep_up(printed)
+            return Next.GO_ON
+        with suppress(*CONNECTION_ERRORS):
+            self._membership.check(has_events=True)
+        return self._commits.keep_up(printed, begun)
 
     def commit(self, printed: int) -> None:
         """Note how many of the events yielded last have been printed, and commit for the group."""
@@ -207,7 +209,7 @@ class Follower:
         }
         try:
             commit(self._consumer, new, RESPONSE_TIMEOUT_MS)
-        except (*GENERATION_ERRORS, errors.RetriableError):
+        except GENERATION_ERRORS:
             fail(
                 f"cannot apply {flag} to group {self._group}: it has active members. "
                 f"Stop them or omit {flag}."
@@ -265,13 +267,23 @@ class Follower:
                     check_right_to_read(self._kafka, self._topic)
                 self.is_cut_short = False
                 return
+            before = self._positions()
             polled = self._poll()
+            self._passed = {
+                partition: offset
+                for partition, offset in self._positions().items()
+                if offset > before.get(partition, offset)
+            }
             has_read = has_read or bool(polled)
             yield self._ends.cut(polled) if self._ends else polled
             if self._ends and not (self._commits and self._commits.is_cut):
                 self._ends.note(polled)
             if not self._stop.requested:
                 self._look_around(watches, has_events=bool(polled))
+
+    def _positions(self) -> Offsets:
+        """Return where a member of a group goes on reading, in the partitions where it knows."""
+        return positions(self._consumer) if self._commits else {}
 
     @property
     def _knows_partitions(self) -> bool:

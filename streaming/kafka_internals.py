@@ -267,6 +267,14 @@ class Consumer(KafkaConsumer):  # type: ignore[misc]  # kafka-python has no type
         """
         self._coordinator.poll(timeout_ms)
 
+    def forget_positions(self) -> None:
+        """Let go of all partitions, as Java's client does when a group shares them out again.
+
+        3.0.12 keeps its positions in those that the member had before, also where it has returned
+        events that were then not printed, or other members have read on meanwhile.
+        """
+        self._subscription.assign_from_subscribed([])
+
     def beginning_offsets(self, *arguments: Any, **options: Any) -> Any:
         with missing_leader_named():
             return super().beginning_offsets(*arguments, **options)

@@ -16,12 +16,18 @@ from kafka import errors
 from streaming.console import fail
 from streaming.kafka_internals import FetchedBatch
 from streaming.records import Header
-from streaming.writing import BackgroundWriter, Block
+from streaming.writing import BackgroundWriter, Block, Next
 
 WRITE_BYTES = 1 << 20  # how much to collect before writing; a single batch or event may be larger
-TICK = 1.0  # seconds
+KEEP_UP_SECONDS = 1.0  # how often keep_up() is called
+
+KeepUp = Callable[[int, int], Next]
 # One encoder, and what all events share as ready-made text, are faster than json.dumps
 ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+def go_on(*_: int) -> Next:
+    return Next.GO_ON
 
 
 class Output:
@@ -33,33 +39,33 @@ class Output:
 
     def __init__(self, separator: bytes | None, as_json: bool, in_pieces: bool = False) -> None:
         try:
-            is_file = stat.S_ISREG(os.fstat(1).st_mode)  # it is never slow
+            can_be_slow = not stat.S_ISREG(os.fstat(1).st_mode)
         except OSError as error:
             fail_to_write(error)
         self._format: Callable[[FetchedBatch], Iterator[list[bytes]]] = (
             json_lines if as_json else functools.partial(plain_lines, separator=separator)
         )
-        self._in_pieces = in_pieces and not is_file
+        self._in_pieces = in_pieces and can_be_slow
         self._writer = BackgroundWriter()
         self._is_broken = False  # writing has failed because the reader is gone
 
-    def write(
-        self, batches: list[FetchedBatch], keep_up: Callable[[int], bool] = lambda _: True
-    ) -> int:
+    def write(self, batches: list[FetchedBatch], keep_up: KeepUp = go_on) -> int:
         """Write events; return how many were written.
 
         While the reader takes its time, call keep_up() every second with how many have been written
-        so far; if it returns False, leave the others. Raise KafkaError on reaching an event that
-        cannot be read; those before it are written first.
+        so far, and how many when a piece that has been begun is written, too; it says what to do
+        next. Raise KafkaError on reaching an event that cannot be read; those before it are written
+        first.
         """
         written = 0
-
-        def keep_up_within_block(lines_written: int) -> bool:
-            return keep_up(written + lines_written)
-
         for lines in self._blocks(batches):
             block = Block(lines, self._in_pieces)
-            goes_on = self._write(block, keep_up_within_block)
+            before = written
+
+            def keep_up_here(lines_written: int, lines_begun: int, before: int = before) -> Next:
+                return keep_up(before + lines_written, before + lines_begun)
+
+            goes_on = self._write(block, keep_up_here)
             written += block.lines_written
             if not goes_on:
                 break
@@ -87,22 +93,23 @@ class Output:
     def write_lines(self, lines: list[bytes]) -> None:
         r"""Write lines, adding the \n to each; nothing if the reader is gone."""
         if lines:
-            self._write(Block(lines, self._in_pieces), lambda _: True)
+            self._write(Block(lines, self._in_pieces), go_on)
 
-    def _write(self, block: Block, keep_up: Callable[[int], bool]) -> bool:
-        """Write a block, calling keep_up() with how many of its lines; return whether to go on."""
-        goes_on = True
+    def _write(self, block: Block, keep_up: KeepUp) -> bool:
+        """Write a block, calling keep_up() about its lines; return whether to go on."""
+        what_next = Next.GO_ON
         try:
-            while not block.is_done:
-                self._writer.write(block, TICK)
-                if not block.is_done and not keep_up(block.lines_written):
-                    goes_on = False
-                    block.cut()
+            while not (block.is_done or what_next is Next.LEAVE):
+                self._writer.write(block, KEEP_UP_SECONDS)
+                if not block.is_done:
+                    what_next = keep_up(block.lines_written, block.lines_begun)
+                    if what_next is not Next.GO_ON:
+                        block.cut()
         except OSError as error:
             if not (is_broken_pipe(error) or self.is_reader_gone()):
                 fail_to_write(error)
             self._is_broken = True
-        return goes_on and not self._is_broken
+        return what_next is Next.GO_ON and not self._is_broken
 
     def is_reader_gone(self) -> bool:
         """Return whether standard output is a pipe whose reader is gone.

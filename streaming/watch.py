@@ -43,8 +43,11 @@ class KafkaWatch:
 
     def check(self, has_events: bool) -> None:
         self._has_events = self._has_events or has_events
-        if time.monotonic() < self._next_check:
+        now = time.monotonic()
+        if now < self._next_check:
             return
+        if now > self._next_check + AWAY_SECONDS:  # nobody has looked: a reader was slow
+            self._responded_at = now
         problem = self._problem()
         self._has_events = False
         now = time.monotonic()
@@ -151,6 +154,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyth
         """Note that the members begin to share out the partitions, for the first time or again."""
         self._topic_existed = bool(self._consumer.subscription())
         self._assigned = None
+        self._consumer.forget_positions()  # those that count are committed
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Note how many partitions the member has now.

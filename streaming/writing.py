@@ -1,8 +1,9 @@
-"""Standard output, whose reader may be slow: written in pieces, so that nobody has to wait for it.
+"""Standard output, written in pieces, so that a slow reader holds up nothing else.
 
 A pager may stand still for an hour, and a worker may take minutes for what fits a pipe.
 """
 
+import enum
 import os
 import queue
 import select
@@ -17,9 +18,17 @@ from operator import add
 
 from streaming.timing import PATIENCE
 
-# What a pipe takes at once, whole, when it is ready (POSIX); Windows has no such rule
+# A pipe that is ready takes this much in one write (POSIX); Windows has no such rule
 PIECE_BYTES = getattr(select, "PIPE_BUF", 4096)
-MARGIN = 1.0 * PATIENCE  # seconds that a thread may need to notice that its time is over
+MARGIN = 1.0 * PATIENCE  # how many seconds late the thread may be before it counts as stuck
+
+
+class Next(enum.Enum):
+    """What to do with lines that have not been written yet."""
+
+    GO_ON = enum.auto()
+    FINISH_LINE = enum.auto()  # write nothing but the rest of what has been begun
+    LEAVE = enum.auto()
 
 
 class Block:
@@ -37,6 +46,7 @@ class Block:
         if in_pieces:
             self._bounds = list(map(add, accumulate(map(len, lines), initial=0), count()))
             self._piece_ends = self._find_piece_ends()
+        self._lock = threading.Lock()  # held to begin a piece, and to cut
         self._written = 0
         self._begun = 0  # the end of the piece that is being written, or was written last
         self._end = len(self._data)
@@ -67,14 +77,15 @@ class Block:
             return self._line_count
         return bisect_right(self._bounds, self._written) - 1
 
-    def cut(self) -> None:
-        """Write nothing more, except for the rest of a line that has been begun."""
-        torn_at = self._written if self._end_of_line(self._begun) == self._begun else self._begun
-        self._end = self._end_of_line(torn_at)
+    @property
+    def lines_begun(self) -> int:
+        """How many lines have been written, or may be written already."""
+        return bisect_left(self._bounds, self._begun)
 
-    def _end_of_line(self, position: int) -> int:
-        """Return the position itself if no line would be torn there."""
-        return self._bounds[bisect_left(self._bounds, position)]
+    def cut(self) -> None:
+        """Write nothing more, except for the rest of a piece and of a line that have been begun."""
+        with self._lock:
+            self._end = self._bounds[self.lines_begun]
 
     def write_until(self, deadline: float) -> None:
         """Write as much as the reader takes until a time.monotonic(); raise OSError."""
@@ -82,8 +93,11 @@ class Block:
             seconds = deadline - time.monotonic()
             if seconds < 0 or not is_writable(seconds):
                 return
-            if self._written == self._begun:
-                self._begun = next(self._piece_ends)
+            with self._lock:
+                if self.is_done:
+                    return
+                if self._written == self._begun:
+                    self._begun = next(self._piece_ends)
             with suppress(BlockingIOError):  # another writer to the same pipe was faster
                 self._written += os.write(1, self._data[self._written : self._begun])
 

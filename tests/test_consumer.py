@@ -788,6 +788,8 @@ class Member:
     def partitions_for_topic(self, _: str) -> set[int]:
         return {0, 1}
 
+    def forget_positions(self) -> None: ...
+
     def rebalance(self, *assigned: int) -> None:
         partitions = {TopicPartition("events", number) for number in assigned}
         self.watch.on_partitions_revoked(set())

@@ -19,7 +19,7 @@ from broker import Broker
 from conftest import Running, Scripts, resume, unread_pipe, wait_until
 from streaming import writing
 from streaming.output import Output
-from streaming.writing import PIECE_BYTES, BackgroundWriter, Block
+from streaming.writing import PIECE_BYTES, BackgroundWriter, Block, Next
 
 BACKLOG = 20_000  # jobs of 60 bytes; a pipe holds about a thousand of them
 SOON = {"KAFKA_HEARTBEAT_INTERVAL_MS": "100"}  # a member notices at once that others come and go
@@ -294,17 +294,39 @@ def test_a_line_that_was_begun_is_finished() -> None:
     """Though nothing may be printed any more; and nothing after it is."""
     lines = [b"x" * 200_000, b"next"]
     batch: Any = SimpleNamespace(pairs=lambda: [([None] * 2, lines)])
-    counts: list[int] = []
+    calls: list[tuple[int, int]] = []
     found = bytearray()
     with own_output() as pipe:
 
-        def refuse(written: int) -> bool:
-            counts.append(written)
+        def refuse(written: int, begun: int) -> Next:
+            calls.append((written, begun))
             found.extend(read_available(pipe))
-            return False
+            return Next.FINISH_LINE
 
         written = Output(None, False, in_pieces=True).write([batch], refuse)
         found += read_available(pipe)
     assert (written, bytes(found)) == (1, lines[0] + b"\n")
-    assert len(counts) > 1
-    assert set(counts) == {0}
+    assert len(calls) > 1
+    assert set(calls) == {(0, 1)}
+
+
+def test_what_is_stuck_in_a_write_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be written later; nothing after it is."""
+    monkeypatch.setattr(writing, "is_writable", lambda _: True)
+    lines = [b"%0999d" % number for number in range(200)]
+    batch: Any = SimpleNamespace(pairs=lambda: [([None] * 200, lines)])
+    calls: list[tuple[int, int]] = []
+    answers = iter([Next.FINISH_LINE, Next.FINISH_LINE, Next.LEAVE])
+
+    def refuse(written: int, begun: int) -> Next:
+        calls.append((written, begun))
+        return next(answers)
+
+    with own_output() as pipe:
+        written = Output(None, False, in_pieces=True).write([batch], refuse)
+        found = b""
+        while found.count(b"\n") < calls[0][1]:
+            found += read_available(pipe)
+    assert len(set(calls)) == 1
+    assert calls[0] == (written, written + 4)
+    assert found.splitlines() == lines[: written + 4]
