@@ -390,6 +390,8 @@ def test_e_ends_inside_a_batch() -> None:
     reading.note(batches + later)
     assert {call.args for call in consumer.pause.call_args_list} == {(PARTITION,)}
     assert not reading.are_reached(knows_partitions=False)
+    later_offsets = {PARTITION: 3, other: 9, TopicPartition("events", 5): 0}
+    assert reading.within(later_offsets) == {PARTITION: 3}
     exact = ends.Ends(consumer, {PARTITION: 2}, {PARTITION: 0})
     assert exact.cut(batches[:1])[0].next_offset == 2
     exact.note(batches[:1])

@@ -2,11 +2,13 @@
 
 import os
 import random
+import re
 import select
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
@@ -16,7 +18,7 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import MemberToRemove
 
 from broker import Broker
-from conftest import Running, Scripts, resume, unread_pipe, wait_until
+from conftest import Running, Scripts, Terminal, resume, unread_pipe, wait_until
 from streaming import writing
 from streaming.output import Output
 from streaming.writing import PIECE_BYTES, BackgroundWriter, Block, Next
@@ -158,6 +160,72 @@ def test_a_bounded_run_while_a_member_comes_and_goes(scripts: Scripts, topic: st
         outputs += [other.end().stdout, reader.read()]
         assert first.end().returncode == 0
     assert printed_once(*outputs)
+
+
+def test_events_beyond_count_are_left_to_others(scripts: Scripts, topic: str) -> None:
+    """Though the client has read them, when a partition goes to another member."""
+    publish_jobs(scripts, topic, "--partitions", 2)
+    with slow_member(scripts, topic, "-n", 2000) as (first, reader):
+        other = scripts.start("consumer", "-t", topic, "-g", topic, env=SOON)
+        first.wait_for(lambda it: it.err.endswith(b"now reads 1 of 2 partitions\n"))
+        outputs = [reader.read()]
+        assert first.end().returncode == 0
+    assert outputs[0].count(b"\n") == 2000
+    other.wait_for(lambda it: it.out.count(b"\n") == BACKLOG - 2000)
+    outputs.append(other.end(signal.SIGTERM).stdout)
+    assert printed_once(*outputs)
+
+
+def test_members_that_are_stopped_together(
+    scripts: Scripts, topic: str, admin: KafkaAdminClient
+) -> None:
+    """Each commits what it has written, though the other one leaves the group meanwhile."""
+    publish_jobs(scripts, topic, "--partitions", 2)
+    with (
+        slow_member(scripts, topic) as (first, reader),
+        slow_member(scripts, topic) as (second, unread),
+    ):
+        first.wait_for(lambda it: it.err.endswith(b"now reads 1 of 2 partitions\n"))
+        for member in (first, second):
+            member.process.send_signal(signal.SIGTERM)
+        done = [first.end(), second.end()]
+        outputs = [reader.read(), unread.read()]
+    assert [each.returncode for each in done] == [0, 0]
+    assert b"again" not in done[0].stderr + done[1].stderr
+    assert committed(admin, topic) == sum(output.count(b"\n") for output in outputs)
+
+
+def test_a_terminal_that_is_stopped(scripts: Scripts, topic: str, admin: KafkaAdminClient) -> None:
+    """Nobody knows how much of the last piece it will show; a message says so."""
+    publish_jobs(scripts, topic)
+    with Terminal() as terminal:
+        run = ("consumer", "-t", topic, "-g", topic)
+        member = scripts.start(*run, stdout=terminal.device, env={"STREAM_TEST_PATIENCE": "1"})
+        terminal.give_away()
+        tasks = Path(f"/proc/{member.process.pid}/task")
+        wait_until(lambda: any("wait_woken" in wchan(task) for task in tasks.iterdir()))
+        wait_until(lambda: committed(admin, topic))
+        ended = member.end(signal.SIGINT)
+        shown = ""
+        with suppress(OSError):  # that is its end
+            while True:
+                shown += terminal.read()
+    message = re.fullmatch(
+        rf"consumer\.py: cannot commit for group {topic}: the output is stuck in the middle of "
+        r"them\. Up to (\d+) events will be printed again\.\n",
+        ended.stderr.decode(),
+    )
+    assert ended.returncode == 0
+    assert message
+    assert 0 <= shown.count("\n") - committed(admin, topic) <= int(message[1])
+
+
+def wchan(task: Path) -> str:
+    """The kernel function in which a thread waits."""
+    try:
+        return (task / "wchan").read_text()
+    except OSError:  # it has just ended
+        return ""
 
 
 def test_a_member_that_the_group_has_removed(
