@@ -1,4 +1,4 @@
-"""Publish X's (Twitter's) sampled stream to a Kafka topic, one event per tweet, until stopped.
+"""Publish one of X's (Twitter's) streams to a Kafka topic, one event per tweet, until stopped.
 
 examples:
   twitter-stream.py                 all tweets, with BEARER_TOKEN in .env or the environment
@@ -9,8 +9,9 @@ examples:
   twitter-stream.py -t archive --topic-config retention.ms=-1
                                     to a new topic from which Kafka deletes nothing
 
-Each event's value is the line as X sent it; its key is the tweet ID. The topic is created if it
-does not exist.
+The default is the sampled stream; STREAM_URL in .env or the environment chooses another, such as
+the filtered stream (https://api.x.com/2/tweets/search/stream). Each event's value is the line as X
+sent it; its key is the tweet ID. The topic is created if it does not exist.
 
 exit status:
   0    an endless run was stopped, or COUNT was reached
@@ -22,17 +23,18 @@ exit status:
 import argparse
 import re
 from collections.abc import Sequence
+from urllib.parse import parse_qsl
 
 from streaming.console import fail, register_secret, report_bugs
 from streaming.flags import Parser, name_value_type
 from streaming.stop import Stop, end_silently_at_ctrl_c
 from streaming.timing import SECOND
+from streaming.x_pacing import LOOPBACK
 
 X_URL = "https://api.x.com/2/tweets/sample/stream"
-LOOPBACK = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)"
 BLANKS_AND_QUOTES = " \t\r\n\"'"  # docker's --env-file leaves quotes around a value
-# X would send the same tweets again at every reconnect
 REPLAYING_PARAMS = {"start_time", "end_time", "backfill_minutes"}
+REPLAYS = "would make X send the same tweets at every reconnect. Remove it; --backfill fills gaps"
 TIMEOUT = 3600  # seconds that Kafka may be down; until then, tweets already read are held
 
 
@@ -85,14 +87,21 @@ def bearer_token(text: str) -> str:
 
 
 def stream_url(text: str) -> str:
-    """Return the stream's URL, X's own by default; exit if it would expose the token."""
+    """Return the stream's URL, X's own by default.
+
+    Exit if it would expose the token, or make X repeat tweets.
+    """
     url = text.strip(BLANKS_AND_QUOTES) or X_URL
+    url = re.sub("^https?://", lambda scheme: scheme[0].lower(), url, flags=re.IGNORECASE)
     if not (url.startswith("https://") or re.match(LOOPBACK, url)):
         fail(
             "STREAM_URL must start with https:// to keep the token secret "
             "(http:// is for this machine only)",
             status=2,
         )
+    for name, _ in parse_qsl(url.partition("?")[2], keep_blank_values=True):
+        if name in REPLAYING_PARAMS:
+            fail(f"{name} in STREAM_URL {REPLAYS}.", status=2)
     return url
 
 
@@ -108,7 +117,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     for name, _ in options.params:
         if name in REPLAYING_PARAMS:
-            parser.error(f"--param {name} would repeat tweets at every reconnect; use --backfill")
+            parser.error(f"--param {name} {REPLAYS}")
     return options
 
 

@@ -38,7 +38,8 @@ class Watermark:
 
     def data_received(self, now: float) -> None:
         """Follow the data, unless there was doubt a moment ago."""
-        if now >= self._doubted_at + self._rest:
+        # The clock may have been set back since
+        if not self._doubted_at <= now < self._doubted_at + self._rest:
             self.at = now
 
 
@@ -155,7 +156,9 @@ class Gaps:
     ) -> None:
         self._second, self._clock = second, clock
         self._live = Watermark(SILENCE * second)
-        self._is_from_topic = False  # whether it is the time of an event, and keep-alives unknown
+        self._resumed_at = (
+            0.0  # when it was taken from an event, with keep-alives unknown; 0: never
+        )
         self._accepted_at = 0.0  # when X accepted this connection; 0: it has not
         self._received_at = 0.0  # the latest data on this connection; 0: none
         self._backfill = Backfill(has_backfill, second)
@@ -166,7 +169,7 @@ class Gaps:
         now = self._clock()
         past = [min(moment, now) for moment in times]  # the clock may have been set back
         self._live.at = past[-1] if past else 0.0
-        self._is_from_topic = True
+        self._resumed_at = now
         self._backfill.resume(past)
         for tweet_id in tweet_ids:
             self.seen_before(tweet_id)
@@ -195,7 +198,7 @@ class Gaps:
         if not self._received_at:
             self._backfill.note_success()
             report = self._report(self._backfill.describe())
-            self._is_from_topic = False
+            self._resumed_at = 0.0
         self._note_data(is_tweet)
         return report
 
@@ -227,9 +230,10 @@ class Gaps:
         seconds = (ended - began) / self._second
         if not began or seconds <= SILENCE:
             return None
-        since = " since the last event," if self._is_from_topic else ""
+        since = " since the last event," if self._resumed_at else ""
         period = f"from {period_text(began, ended)} ({duration_text(seconds)})"
-        return Report(f"no tweets{since} {period}; {comment}", not self._is_from_topic)
+        is_gap = ended - self._resumed_at > SILENCE * self._second
+        return Report(f"no tweets{since} {period}; {comment}", is_gap)
 
 
 def period_text(began: float, ended: float) -> str:

@@ -3,6 +3,7 @@
 import re
 import ssl
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import IncompleteRead
@@ -24,12 +25,22 @@ from streaming.console import fail, printable
 from streaming.sources import Line, LineSplitter, OversizedLine
 from streaming.timing import PATIENCE
 from streaming.x_messages import Answer, own_words
-from streaming.x_pacing import ENDED, HTTP, NETWORK, SILENCE, UNREACHABLE, Disconnected, Unusable
+from streaming.x_pacing import (
+    ENDED,
+    HTTP,
+    NETWORK,
+    SILENCE,
+    STALLED,
+    UNREACHABLE,
+    Disconnected,
+    Unusable,
+)
 
 CONNECT_TIMEOUT = 3 * PATIENCE  # seconds, for each of X's addresses, and again for TLS
 PROXY_TIMEOUT = 10 * PATIENCE  # the same for a proxy, which has to connect to X meanwhile
 MAX_LINE_BYTES = 1 << 20  # no tweet comes close
 BLOCK_BYTES = 1 << 16  # per read
+ENCODINGS = ("br", "zstd", "compress")  # which urllib3 may be unable to decode
 BLANKS_AND_BOM = b" \t\r\n\xef\xbb\xbf"
 
 SILENT = f"no complete line from X for {SILENCE} s"
@@ -49,6 +60,7 @@ CAUSES: dict[type[BaseException], str] = {
     ssl.SSLEOFError: "the TLS connection was closed",
     ssl.SSLZeroReturnError: "the TLS connection was closed",
     IncompleteRead: "the answer was cut off, or is not valid HTTP",  # of a chunk, either is
+    zlib.error: "the answer cannot be decompressed",
 }
 
 
@@ -146,6 +158,7 @@ class Connection:
 
     def _blocks(self) -> Iterator[bytes]:
         """Yield the body as it arrives; raise Disconnected if it turns out to be a web page."""
+        self._check_encoding()
         has_begun = False
         while block := self._read():
             content = block.lstrip(BLANKS_AND_BOM)
@@ -167,6 +180,7 @@ class Connection:
         body = b""
         deadline = self._clock() + self._silence
         try:
+            self._check_encoding()
             while len(body) < BLOCK_BYTES and self._clock() < deadline:
                 block = self._read()
                 if not block:
@@ -176,11 +190,17 @@ class Connection:
             pass
         return body
 
+    def _check_encoding(self) -> None:
+        """Raise DecodeError if urllib3 would take a compressed body for a plain one."""
+        header = self._response.headers.get("Content-Encoding", "").lower()
+        for encoding in re.split("[, ]+", header):
+            if encoding in ENCODINGS and encoding not in urllib3.HTTPResponse.CONTENT_DECODERS:
+                raise DecodeError(
+                    f"the answer is compressed with {encoding}, which was not asked for"
+                )
+
     def _read(self) -> bytes:
         """Return what has arrived, waiting if there is nothing; b"" at the end."""
-        encoding = self._response.headers.get("Content-Encoding", "identity").lower()
-        if encoding not in ("identity", *urllib3.HTTPResponse.CONTENT_DECODERS):
-            raise DecodeError(f"the answer is compressed with {encoding}, which was not asked for")
         # Not iter_lines, which loses lines when a connection drops
         block: bytes = self._response.raw.read1(BLOCK_BYTES, decode_content=True)
         return block
@@ -202,7 +222,7 @@ def broken_stream(error: Exception, splitter: LineSplitter) -> Disconnected:
     cuts_line = any(isinstance(line, OversizedLine) or line.strip() for line in splitter.flush())
     cause = causes(error)[-1]
     if isinstance(cause, TimeoutError):
-        return Disconnected(SILENT, NETWORK, "silence", cuts_line=cuts_line)
+        return Disconnected(SILENT, STALLED, cuts_line=cuts_line)
     return Disconnected(cause_text(cause), NETWORK, type(cause).__name__, cuts_line=cuts_line)
 
 

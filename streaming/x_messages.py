@@ -13,7 +13,16 @@ from urllib.parse import urljoin, urlsplit
 
 from streaming.console import printable
 from streaming.sources import Line, OversizedLine
-from streaming.x_pacing import HTTP, NO_BACKFILL, RATE_LIMIT, USED_UP, Disconnected, Refused
+from streaming.x_pacing import (
+    HTTP,
+    LOOPBACK,
+    NO_BACKFILL,
+    NO_RULES,
+    RATE_LIMIT,
+    USED_UP,
+    Disconnected,
+    Refused,
+)
 
 DAY = 86_400  # seconds; no X rate limit lasts longer
 PAGE_BYTES = 1 << 14  # of a web page, to show its text
@@ -32,7 +41,8 @@ HINTS = {
     "RulesInvalidIssue": "the stream's rules are invalid; to list them, call "
     "GET /2/tweets/search/stream/rules of X's API",
 }
-# What to do about a refusal, by X's name for it; the first one counts. First credits and caps
+CAPS = ("x-app-limit-24hour", "x-user-limit-24hour")  # as headers begin
+# What to do about used-up credits and caps, by X's name for them; the first one counts
 BUY_CREDITS = "The account has no credits left. Buy credits in X's developer console."
 RAISE_CAP = (
     "The plan's posts are used up. Wait until X resets the cap, or raise it in X's developer "
@@ -46,25 +56,28 @@ USED_UP_ADVICE = {
     "CreditsDepleted": BUY_CREDITS,
     "credits-depleted": BUY_CREDITS,
     "credits": BUY_CREDITS,
-    "402": BUY_CREDITS,
 }
-# Then what else X has a name for, or else only a status code
+# What to do about what else waiting does not help with
 ADVICE = {
-    "suspended": "X has suspended the app. See in X's developer console why, and how to appeal.",
-    "unsupported-authentication": "The token is of the wrong kind. Set BEARER_TOKEN to the app's "
-    "own bearer token, not to a user's.",
-    "client-not-enrolled": "Attach the app to a project in X's developer console, and use that "
-    "app's bearer token.",
-    "400": "A parameter is invalid. Check --param.",
-    "401": "The bearer token is invalid. Check BEARER_TOKEN.",
-    "403": "The app may not use this stream. Check its status and plan in X's developer console.",
-    "404": "There is no stream at this URL. Check STREAM_URL.",
+    400: "A parameter is invalid. Check --param.",
+    401: "The bearer token is invalid. Check BEARER_TOKEN.",
+    403: "The app may not use this stream. Check its status and plan in X's developer console.",
+    404: "There is no stream at this URL. Check STREAM_URL.",
 }
+SUSPENDED = "X has suspended the app. See in X's developer console why, and how to appeal."
+NEEDS_APP_ONLY = (
+    "The token is of the wrong kind. Set BEARER_TOKEN to the app's own bearer token, not to a "
+    "user's."
+)
+NEEDS_PROJECT = (
+    "Attach the app to a project in X's developer console, and use that app's bearer token."
+)
 ENTERPRISE_ONLY = (
     "X sells the sampled stream to Enterprise accounts only. Others can set STREAM_URL to the "
     "filtered stream."
 )
 CHECK_REDIRECT = "If you trust the new address, set STREAM_URL to it."
+UNENCRYPTED = "The new address would expose the token. Check STREAM_URL and the network."
 
 
 class Meaning(enum.Enum):
@@ -126,26 +139,50 @@ def refusal(answer: Answer, asks_backfill: bool) -> Disconnected:
     """Return what an answer whose status is not 200 means, in X's own words."""
     status = answer.status
     text = f"{status} {own_words(answer.body) or printable(answer.reason)}"
-    names = problem_names(parse_object(answer.body))
-    advice = first_advice(USED_UP_ADVICE, names, status)
+    at_least = retry_after(answer.headers)
+    problem = parse_object(answer.body)
+    names = problem_names(problem)
+    advice = used_up_advice(answer, names)
     if advice:
-        return Refused(f"{text}{cap_reset(answer.headers)}", status, advice, USED_UP)
+        text += cap_reset(answer.headers)
+        return Refused(text, status, advice, USED_UP, at_least=at_least)
     if status in (400, 403) and asks_backfill:
-        return Disconnected(f"{text}; trying without backfill", NO_BACKFILL)
-    if status // 100 == 3:
-        text = f"{status} {printable(answer.reason)}{redirect_target(answer)}"
-        return Refused(text, status, CHECK_REDIRECT, limit=2)
-    advice = first_advice(ADVICE, names, status)
-    if names & NOT_ENROLLED and "/sample" in urlsplit(answer.url).path:
-        advice = ENTERPRISE_ONLY
-    if advice:
-        return Refused(text, status, advice)
+        return Disconnected(f"{text}; trying without backfill", NO_BACKFILL, at_least=at_least)
+    target = redirect_target(answer)
+    if target:
+        text = f"{status} {printable(answer.reason)} to {target}"
+        is_safe = target.startswith("https://") or re.match(LOOPBACK, target)
+        advice = CHECK_REDIRECT if is_safe else UNENCRYPTED
+        return Refused(text, status, advice, limit=2, at_least=at_least)
+    if status in ADVICE:
+        return Refused(text, status, final_advice(answer, problem), at_least=at_least)
     return passing_error(f"{text}{hint(names)}", names, answer)
 
 
-def first_advice(table: Mapping[str, str], names: set[str], status: int) -> str:
-    """Return what to do about a refusal, or "" if the table has neither its names nor status."""
-    return next((table[name] for name in table if name in {*names, str(status)}), "")
+def used_up_advice(answer: Answer, names: set[str]) -> str:
+    """Return what to do about used-up credits or a cap, or "" if a refusal is not about them."""
+    for name, advice in USED_UP_ADVICE.items():
+        if name in names:
+            return advice
+    if answer.status == 402:
+        return BUY_CREDITS
+    is_capped = any(answer.headers.get(f"{cap}-remaining") == "0" for cap in CAPS)
+    return RAISE_CAP if answer.status == 429 and is_capped else ""
+
+
+def final_advice(answer: Answer, problem: dict[str, Any]) -> str:
+    """Return what to do about a refusal that waiting does not end: what is most specific."""
+    names = problem_names(problem)
+    words = " ".join(texts_in(problem, "title", "reason", "detail", "message"))
+    if answer.status == 403 and "suspended" in words.lower():  # X has no name for this one
+        return SUSPENDED
+    if "unsupported-authentication" in names:
+        return NEEDS_APP_ONLY
+    if names & NOT_ENROLLED and "Project" in words:
+        return NEEDS_PROJECT
+    if names & NOT_ENROLLED and "/sample" in urlsplit(answer.url).path:
+        return ENTERPRISE_ONLY
+    return NEEDS_PROJECT if "client-not-enrolled" in names else ADVICE[answer.status]
 
 
 def hint(names: set[str]) -> str:
@@ -162,24 +199,28 @@ def passing_error(text: str, names: set[str], answer: Answer) -> Disconnected:
         at_least = max(at_least, seconds_until_reset(headers))
         return Disconnected(text, RATE_LIMIT, at_least=at_least)
     kind = "a connection issue" if is_connection_issue else f"{status // 100}xx"
-    return Disconnected(text, HTTP, kind, at_least)
+    rule = NO_RULES if "RuleConfigurationIssue" in names else HTTP
+    return Disconnected(text, rule, kind, at_least)
 
 
 def redirect_target(answer: Answer) -> str:
-    """Return ` to` where X redirects to, or "" if that is no address."""
-    location = answer.headers.get("Location", "")
+    """Return the address that X redirects to, or "" if it does not."""
+    location = answer.headers.get("Location", "").strip()
+    if answer.status // 100 != 3 or answer.status == 304 or not location:
+        return ""
     try:
         parts = urlsplit(urljoin(answer.url, location))
     except ValueError:
         return ""
     host = parts.netloc.rpartition("@")[2]  # without a user; nor is the query shown
-    return f" to {printable(f'{parts.scheme}://{host}{parts.path}')}" if location else ""
+    is_address = host and parts.scheme in ("http", "https")
+    return printable(f"{parts.scheme}://{host}{parts.path}") if is_address else ""
 
 
 def cap_reset(headers: Mapping[str, str]) -> str:
     """Return in parentheses until when X's cap holds, in local time, or "" if X does not say."""
-    limits = ("x-app-limit-24hour", "x-user-limit-24hour", "x-rate-limit")
-    seconds = max(seconds_until_reset(headers, limit) for limit in limits)
+    resets = [seconds_until_reset(headers, limit) for limit in (*CAPS, "x-rate-limit")]
+    seconds = max(*resets, retry_after(headers))
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
     return f" (until {until})" if seconds else ""
 
@@ -245,8 +286,6 @@ def problem_names(content: dict[str, Any]) -> set[str]:
         names.add(str(problem.get("type")).rstrip("/").rpartition("/")[2])
         if "connection_issue" in problem:
             names |= CONNECTION
-        if "suspended" in str(problem.get("detail")).lower():  # X has no name for this one
-            names.add("suspended")
     return names
 
 
@@ -258,14 +297,14 @@ def problems_in(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [content, *(problem for problem in nested if isinstance(problem, dict))]
 
 
+def texts_in(content: dict[str, Any], *names: str) -> list[str]:
+    """Return these fields, unless empty, of each problem in a message."""
+    return [str(each[name]) for each in problems_in(content) for name in names if each.get(name)]
+
+
 def own_words(body: bytes) -> str:
     """Return X's own words: title, detail and messages, or else the text of the page."""
-    parts = [
-        str(problem[name])
-        for problem in problems_in(parse_object(body))
-        for name in ("title", "detail", "message")
-        if problem.get(name)
-    ]
+    parts = texts_in(parse_object(body), "title", "detail", "message")
     return printable(": ".join(parts) or page_text(body[:PAGE_BYTES].decode(errors="replace")))
 
 

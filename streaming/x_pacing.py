@@ -10,13 +10,15 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+# A URL on this machine: there, tests may shorten X's seconds, and the token needs no TLS
+LOOPBACK = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)"
 SILENCE = 22  # X sends a keep-alive every 20 seconds
 X_WINDOW = 900  # X's rate limits apply per 15 minutes
 MAX_CONNECTS, CONNECT_WINDOW = 10, 180  # spreads out the 50 connects that X allows in X_WINDOW
 # Once a request has been accepted, it takes this many refusals in a row to end the run. With the
-# waits in between, they span 20 minutes, more than X_WINDOW
+# waits in between, they span 20 minutes, more than X_WINDOW, if the same rule sets all the waits
 MAX_REFUSALS = 10
-MAX_ENDS = 5  # by X itself in CONNECT_WINDOW, before we assume that it does so for another client
+MAX_ENDS = 5  # of working connections in CONNECT_WINDOW, before we assume another client
 
 
 class Rule(NamedTuple):
@@ -35,8 +37,10 @@ class Rule(NamedTuple):
 NO_BACKFILL = Rule("backfill was refused", 0, 0)
 UNREACHABLE = Rule("X never saw the connect", 0.25, 16)
 NETWORK = Rule("a network error", 0.25, 16, resumes=True)
+STALLED = Rule("a silence", 0.25, 16, resumes=True)
 ENDED = Rule("the end of the stream", 0.25, 16, resumes=True)
 HTTP = Rule("an HTTP error or too many connections", 5, 320, doubles=True)
+NO_RULES = Rule("no rules yet", 5, 60, doubles=True)  # people add one, and wait for it
 DISCONNECT = Rule("a disconnect message", 5, 320, doubles=True, resumes=True)
 RATE_LIMIT = Rule("the rate limit", 60, X_WINDOW, doubles=True)
 USED_UP = Rule("credits or a cap are used up", 5, 320, doubles=True)
@@ -75,15 +79,21 @@ class Unusable(Disconnected):
 class Refused(Disconnected):
     """X has refused the request.
 
-    It holds the HTTP status, what to do about it, and how many refusals in a row end a run whose
-    request has never been accepted. If it has been, this may be an error from a server between X
-    and us, or pass when credits are bought.
+    It holds the HTTP status, what to do about it, which is also its kind, and how many refusals in
+    a row end a run whose request has never been accepted. If it has been, this may be an error from
+    a server between X and us, or pass when credits are bought.
     """
 
     def __init__(
-        self, reason: str, status: int, advice: str, rule: Rule = HTTP, limit: int = 1
+        self,
+        reason: str,
+        status: int,
+        advice: str,
+        rule: Rule = HTTP,
+        limit: int = 1,
+        at_least: float = 0.0,
     ) -> None:
-        super().__init__(reason, rule, str(status))
+        super().__init__(reason, rule, advice, at_least)
         self.status, self.advice, self.limit = status, advice, limit
 
 
@@ -116,8 +126,11 @@ class Backoff:
         return self.refusals >= (MAX_REFUSALS if self.has_streamed else refused.limit)
 
     def note_end(self, rule: Rule) -> bool:
-        """Note the end of a connection; return whether X seems to end them for another client."""
-        if rule not in (ENDED, DISCONNECT):
+        """Note the end of a connection; return whether X seems to end them for another client.
+
+        To be called before next_wait.
+        """
+        if not self._is_working or rule not in (ENDED, DISCONNECT, NETWORK):
             return False
         self._ends.note()
         return self._ends.wait() > 0

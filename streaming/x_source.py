@@ -21,7 +21,6 @@ from streaming.x_pacing import (
     Backoff,
     Disconnected,
     Refused,
-    Rule,
     Unusable,
 )
 
@@ -68,7 +67,7 @@ class TweetSource(Source):
         self._backoff = Backoff(second)
         self._throttle = Throttle(60 * second)
         self._counts = Counts()
-        self._last_rule: Rule | None = None  # by which the last connection ended
+        self._last_kind = ""  # of the last connection's end
         self._is_over = False  # whether the run is over; the source may still be reading
 
     def details(self) -> str:
@@ -160,26 +159,27 @@ class TweetSource(Source):
             fail(end.reason, status=2)
         if isinstance(end, Refused) and self._backoff.note_refusal(end):
             self._give_up(end)
+        is_one_of_many = self._backoff.note_end(end.rule)
         seconds = self._backoff.next_wait(end.rule, end.at_least)
-        self._report_end(end, seconds)
+        self._report_end(end, is_one_of_many, seconds)
         return seconds
 
-    def _report_end(self, end: Disconnected, seconds: float) -> None:
+    def _report_end(self, end: Disconnected, is_one_of_many: bool, seconds: float) -> None:
         """Say why the connection ended, unless that has just been said."""
         kind, reason = end.kind, end.reason
-        if self._backoff.note_end(end.rule):
+        if is_one_of_many:
             kind, reason = "another instance", f"{reason} ({ANOTHER_INSTANCE})"
         if isinstance(end, Refused) and end.rule is USED_UP:
             reason = f"{reason}. {end.advice.rstrip('.')}"
-        last_rule, self._last_rule = self._last_rule, end.rule
-        if not (end.rule is last_rule is USED_UP):
+        last_kind, self._last_kind = self._last_kind, end.kind
+        if not (end.rule is USED_UP and end.kind == last_kind):
             self._throttle.say(kind, f"{reason}; reconnecting in {seconds:.1f} s")
 
     def _give_up(self, refused: Refused) -> NoReturn:
         """Exit with what X said, and what to do."""
         times = self._backoff.refusals
-        how_often = f" {times} times in a row" if times > 1 else ""
+        refuses = f"has refused {times} times in a row" if times > 1 else "refuses"
         # The same parameters may have been accepted before
         is_usage_error = refused.status == 400 and not self._backoff.has_streamed
-        message = f"X refuses{how_often}: {refused.reason}. {refused.advice}"
+        message = f"X {refuses}: {refused.reason}. {refused.advice}"
         fail(message, 2 if is_usage_error else 1)

@@ -62,8 +62,10 @@ from streaming.x_pacing import (
     MAX_REFUSALS,
     NETWORK,
     NO_BACKFILL,
+    NO_RULES,
     RATE_LIMIT,
     SILENCE,
+    STALLED,
     UNREACHABLE,
     USED_UP,
     X_WINDOW,
@@ -79,7 +81,7 @@ from streaming.x_source import Counts, TweetSource
 pytestmark = pytest.mark.versions
 
 script: Any = importlib.import_module("twitter-stream")
-PACED = [NETWORK, ENDED, UNREACHABLE, HTTP, USED_UP, DISCONNECT, RATE_LIMIT]
+PACED = [NETWORK, STALLED, ENDED, UNREACHABLE, HTTP, NO_RULES, USED_UP, DISCONNECT, RATE_LIMIT]
 
 
 class Clock:
@@ -136,7 +138,7 @@ def test_what_has_an_id_is_a_tweet_whatever_else_it_has() -> None:
 
 FREE = f" ({HINTS['TooManyConnections']})"
 ADD_RULE = f" ({HINTS['RuleConfigurationIssue']})"
-NO_RULES = {
+WITHOUT_RULES = {
     **TOO_MANY_CONNECTIONS,
     "detail": "no rules",
     "connection_issue": "RuleConfigurationIssue",
@@ -149,7 +151,7 @@ DISCONNECTS: list[tuple[Any, object, str]] = [
     (Meaning.DISCONNECT, {"type": f"{GOODBYE['type']}/", "title": "News"}, "News"),
     (CONNECTION, {"errors": [TOO_MANY_CONNECTIONS]}, f"ConnectionException: too many{FREE}"),
     (CONNECTION, {**ISSUE, "detail": "bye"}, f"bye{FREE}"),
-    (CONNECTION, NO_RULES, f"ConnectionException: no rules{ADD_RULE}"),
+    (CONNECTION, WITHOUT_RULES, f"ConnectionException: no rules{ADD_RULE}"),
     (CONNECTION, {"title": "ConnectionException"}, "ConnectionException"),
     (CONNECTION, {"connection_issue": "of another kind", "detail": "bye"}, "bye"),
     (CONNECTION, {"type": "/problems/streaming-connection", "title": "News"}, "News"),
@@ -231,9 +233,11 @@ WAITS: dict[Rule, tuple[list[float], float]] = {
     NO_BACKFILL: ([0, 0, 0], 0),
     UNREACHABLE: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
     NETWORK: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
+    STALLED: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
     ENDED: ([0.25, 0.5, 0.75, 1.0, 1.25], 16),
     USED_UP: ([5, 10, 20, 40, 80, 160], 320),
     HTTP: ([5, 10, 20, 40, 80, 160], 320),
+    NO_RULES: ([5, 10, 20, 40], 60),
     DISCONNECT: ([5, 10, 20, 40, 80, 160], 320),
     RATE_LIMIT: ([60, 120, 240, 480], 900),
 }
@@ -267,7 +271,7 @@ def test_failures_by_another_rule_do_not_add_up_and_data_starts_all_again() -> N
 
 
 def test_only_a_connection_that_brought_something_is_resumed_at_once() -> None:
-    for rule in (NETWORK, ENDED, DISCONNECT):
+    for rule in (NETWORK, STALLED, ENDED, DISCONNECT):
         first = WAITS[rule][0][0]
         backoff = Backoff(1.0, Clock())
         assert first <= backoff.next_wait(rule) <= 1.2 * first
@@ -333,13 +337,17 @@ def test_no_more_than_50_connects_in_15_minutes(rules: list[Rule]) -> None:
             assert seconds - 1e-6 <= shortest < 1.2 * seconds, seed
 
 
-def test_five_ends_by_x_itself_in_three_minutes_look_like_another_client() -> None:
+def test_five_working_connections_that_end_in_three_minutes_look_like_another_client() -> None:
+    """However they end, but for a silence; what has brought nothing says nothing."""
     for seconds, expected in {0: True, 44: True, 46: False, 300: False}.items():
         clock = Clock()
         backoff = Backoff(1.0, clock)
-        for number, rule in enumerate([ENDED, DISCONNECT, DISCONNECT, ENDED, ENDED], 1):
+        for number, rule in enumerate([ENDED, NETWORK, DISCONNECT, ENDED, NETWORK], 1):
+            backoff.data_received()
+            assert not any(backoff.note_end(rule) for rule in (STALLED, HTTP, UNREACHABLE))
             assert backoff.note_end(rule) == (expected and number == MAX_ENDS), seconds
-            assert not any(backoff.note_end(rule) for rule in (NETWORK, HTTP, UNREACHABLE))
+            backoff.next_wait(rule)
+            assert not any(backoff.note_end(rule) for rule in (ENDED, NETWORK, DISCONNECT))
             clock.now += seconds
 
 
@@ -468,6 +476,17 @@ def test_a_silence_within_x_own_is_no_hold_up() -> None:
         clock.now += SILENCE
         hear(gaps, clock, 0)
     assert gaps.begin_connection() == 1
+
+
+def test_a_clock_that_is_set_back_hides_no_gap() -> None:
+    gaps, clock = gap_after(100)
+    assert gaps.begin_connection() == 1
+    hear(gaps, clock, SILENCE / 2)
+    clock.now -= 3600
+    hear(gaps, clock, 60)
+    clock.now += 240
+    assert gaps.begin_connection() == 5
+    assert " (4 min 0 s); asked" in said(gaps.data_received(is_tweet=True))
 
 
 def test_ids_are_remembered_but_not_for_ever() -> None:
@@ -684,6 +703,20 @@ def test_the_time_since_the_last_event_may_have_had_keep_alives_and_is_not_count
     assert " (1 min 0 s); asked" in said(gaps.data_received(is_tweet=True)), "this is a real one"
 
 
+def test_a_run_that_x_does_not_let_in_has_a_gap_of_its_own() -> None:
+    for seconds in (SILENCE, SILENCE + 1):
+        clock = clock_at("14:29:31")
+        gaps = Gaps(True, 1.0, clock)
+        gaps.resume([clock.now - 10], [])
+        gaps.begin_connection()
+        clock.now += seconds
+        gaps.connection_accepted()
+        clock.now += 20
+        report = gaps.data_received(is_tweet=True)
+        assert report
+        assert report.is_gap == (seconds > SILENCE)
+
+
 def test_events_from_the_future_hide_no_gap() -> None:
     """The clock may have been set back since."""
     clock = Clock()
@@ -794,12 +827,17 @@ def test_at_a_clean_end_the_last_line_is_a_line_too() -> None:
         assert (end.reason, end.rule, end.cuts_line) == ("X ended the stream", ENDED, False)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [(Breaking, "reset by X"), (TimingOut, SILENT)])
-def test_whole_lines_come_before_a_broken_end(kind: type[Breaking], reason: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason", "rule"),
+    [(Breaking, "reset by X", NETWORK), (TimingOut, SILENT, STALLED)],
+)
+def test_whole_lines_come_before_a_broken_end(
+    kind: type[Breaking], reason: str, rule: Rule
+) -> None:
     for tail, cuts_line in zip(TAILS, [False, True, True, False, True], strict=True):
         lines, end = end_with(kind(b"a\r\n\r\nb\r\n" + tail))
         assert lines == [b"a\r", b"\r", b"b\r"]
-        assert (end.reason, end.rule, end.cuts_line) == (reason, NETWORK, cuts_line)
+        assert (end.reason, end.rule, end.cuts_line) == (reason, rule, cuts_line)
         assert end.at_least == 0
 
 
@@ -810,7 +848,7 @@ def test_bytes_that_never_make_a_line_are_silence() -> None:
         body = b"\r\n" + b"x" * size + b"\n" + b"y" * 100
         lines, end = end_of(Connection(answer(Dripping(body, clock)), SILENCE, clock))
         assert lines == [b"\r", *([b"x" * size] if brings else [])]
-        assert (end.reason, end.rule, end.cuts_line) == (SILENT, NETWORK, True)
+        assert (end.reason, end.rule, end.cuts_line) == (SILENT, STALLED, True)
 
 
 def test_the_time_that_the_reader_takes_is_no_silence() -> None:
@@ -907,50 +945,55 @@ def problem(**fields: str) -> bytes:
 
 
 NOT_ENROLLED = {"title": "Client Forbidden", "reason": "client-not-enrolled"}
-# The status, the body, and the key of the advice
-REFUSALS = [
-    (400, PROBLEM, "400"),
-    (401, b"", "401"),
-    (402, b"<h1>No</h1>", "402"),
-    (403, PROBLEM, "403"),
-    (404, b"", "404"),
-    (403, problem(title="SpendCapReached", type="credits"), "SpendCapReached"),
-    (403, problem(title="CreditsDepleted", type="credits"), "CreditsDepleted"),
-    (403, problem(type="credits"), "credits"),
-    (402, problem(type="credits-depleted"), "credits-depleted"),
-    (429, problem(title="UsageCapExceeded", type="usage-capped"), "UsageCapExceeded"),
-    (
-        403,
-        as_json({"errors": [{"type": "https://api.x.com/2/problems/usage-capped"}]}),
-        "usage-capped",
-    ),
-    (403, problem(title="Forbidden", detail="This app has been suspended."), "suspended"),
-    (403, problem(type="unsupported-authentication"), "unsupported-authentication"),
-    (403, problem(**NOT_ENROLLED), "client-not-enrolled"),
-    (403, problem(title="Client Forbidden"), "403"),
-    (403, b"<h1>Account suspended: unsupported-authentication, credits</h1>", "403"),
-]
+TO_A_PROJECT = {**NOT_ENROLLED, "detail": "of an App that is attached to a Project. You can …"}
 LASTING = x_messages.USED_UP_ADVICE
+ADVICE = x_messages.ADVICE
+# The status, the body, and the advice
+REFUSALS = [
+    (400, PROBLEM, ADVICE[400]),
+    (401, b"", ADVICE[401]),
+    (402, b"<h1>No</h1>", x_messages.BUY_CREDITS),
+    (403, PROBLEM, ADVICE[403]),
+    (404, b"", ADVICE[404]),
+    (404, problem(title="403", reason="402"), ADVICE[404]),
+    (401, problem(title="Unauthorized", detail="It is suspended."), ADVICE[401]),
+    *((status, problem(type=name), LASTING[name]) for status in (403, 503) for name in LASTING),
+    (403, problem(title="SpendCapReached", type="credits"), LASTING["SpendCapReached"]),
+    (402, problem(title="UsageCapExceeded", type="credits"), x_messages.RAISE_CAP),
+    (429, as_json({"errors": [{"type": "/problems/usage-capped"}]}), x_messages.RAISE_CAP),
+    *(
+        (403, problem(**{field: "This APP has been Suspended."}), x_messages.SUSPENDED)
+        for field in ("title", "reason", "detail", "message")
+    ),
+    (403, problem(type="unsupported-authentication"), x_messages.NEEDS_APP_ONLY),
+    (403, problem(**NOT_ENROLLED), x_messages.NEEDS_PROJECT),
+    (403, problem(title="Client Forbidden"), ADVICE[403]),
+    (403, b"<h1>Account suspended: unsupported-authentication, credits</h1>", ADVICE[403]),
+]
 
 
 def test_what_x_refuses_and_what_to_do_by_its_own_names() -> None:
-    assert {key for _, _, key in REFUSALS} == {*LASTING, *x_messages.ADVICE}, "each is tested"
-    for status, body, key in REFUSALS:
+    for status, body, advice in REFUSALS:
         _, end = end_with(body, status)
         assert isinstance(end, Refused)
-        assert end.advice == {**LASTING, **x_messages.ADVICE}[key]
-        assert "Enterprise" not in end.advice
+        assert end.advice == advice, body
         assert (end.status, end.limit) == (status, 1)
-        assert end.rule is (USED_UP if key in LASTING else HTTP)
+        assert end.rule is (USED_UP if advice in LASTING.values() else HTTP)
         assert end.reason.startswith(f"{status} ")
 
 
 def test_only_the_sampled_stream_is_for_enterprise_accounts() -> None:
+    """Unless X says something more specific."""
+    suspended = problem(title="Client Forbidden", detail="It is suspended.")
     for body, expected in {
         problem(**NOT_ENROLLED): x_messages.ENTERPRISE_ONLY,
         problem(title="Client Forbidden"): x_messages.ENTERPRISE_ONLY,
-        problem(title="Forbidden", detail="It is suspended."): x_messages.ADVICE["suspended"],
-        b"<h1>Forbidden</h1>": x_messages.ADVICE["403"],
+        problem(**TO_A_PROJECT): x_messages.NEEDS_PROJECT,
+        suspended: x_messages.SUSPENDED,
+        problem(title="Client Forbidden", type="unsupported-authentication"): (
+            x_messages.NEEDS_APP_ONLY
+        ),
+        b"<h1>Forbidden</h1>": ADVICE[403],
     }.items():
         for stream in ("sample", "sample10"):
             found = answer(body, 403)
@@ -969,14 +1012,31 @@ def test_until_when_a_cap_holds_is_shown_if_x_says_so(still: float) -> None:
             _, end = end_with(problem(title="UsageCapExceeded"), 429, **headers)
             assert end.reason == f"429 UsageCapExceeded: and detail{until}"
             assert end.at_least == 0, "the waits are those of an HTTP error"
+    _, end = end_with(problem(title="UsageCapExceeded"), 429, Retry_After="7200")
+    assert end.reason == f"429 UsageCapExceeded: and detail{later(still, 7200)}"
+    assert end.at_least == 7200
+
+
+def later(now: float, seconds: float) -> str:
+    return time.strftime(" (until %Y-%m-%d %H:%M)", time.localtime(now + seconds))
+
+
+def test_a_rate_limit_of_24_hours_is_a_cap(still: float) -> None:
+    for name in ("x_app_limit_24hour", "x_user_limit_24hour"):
+        for remaining, rule in {"0": USED_UP, "47": RATE_LIMIT}.items():
+            _, end = end_with(b"", 429, Retry_After="7200", **{f"{name}_remaining": remaining})
+            assert end.rule is rule
+            if isinstance(end, Refused):
+                assert end.advice == x_messages.RAISE_CAP
+                assert end.reason == f"429 Too Many Requests{later(still, 7200)}"
+    assert end_with(b"", 503, x_app_limit_24hour_remaining="0")[1].rule is HTTP
 
 
 REDIRECTS = {
-    "https://ann:hunter2@x.example/2/stream?token=hunter2#a": " to https://x.example/2/stream",
-    "//x.example": " to https://x.example",
-    "/moved\x1b[31m": " to https://api.x.com/moved [31m",
-    "http://[bad/": "",
-    "": "",
+    "https://ann:hunter2@x.example/2/stream?token=hunter2#a": "https://x.example/2/stream",
+    "//x.example": "https://x.example",
+    "/moved\x1b[31m": "https://api.x.com/moved [31m",
+    "http://127.0.0.1:8080/2": "http://127.0.0.1:8080/2",
 }
 
 
@@ -985,17 +1045,34 @@ def test_a_redirect_is_named_and_final_the_second_time() -> None:
         for status in (301, 302, 303, 307, 308):
             _, end = end_with(b"<h1>Moved</h1>", status, Location=location)
             assert isinstance(end, Refused)
-            assert (end.reason, end.rule) == (f"{status} {responses[status]}{target}", HTTP)
+            assert (end.reason, end.rule) == (f"{status} {responses[status]} to {target}", HTTP)
             assert (end.advice, end.limit) == (x_messages.CHECK_REDIRECT, 2)
+    _, end = end_with(b"", 302, Location="http://x.example/?http://localhost/")
+    assert isinstance(end, Refused)
+    assert (end.reason, end.limit) == ("302 Found to http://x.example/", 2)
+    assert end.advice == x_messages.UNENCRYPTED, "nobody should set STREAM_URL to that"
+
+
+def test_what_redirects_to_nowhere_passes() -> None:
+    for status, location in (
+        *((302, ""), (301, " \t"), (302, "http://[bad/"), (307, "mailto:x"), (300, "http:///")),
+        (304, "https://x.example/"),
+    ):
+        _, end = end_with(b"<h1>Moved</h1>", status, Location=location)
+        assert not isinstance(end, Refused), location
+        assert (end.reason, end.rule) == (f"{status} Moved", HTTP)
 
 
 FOR_NOW = [
     (400, PROBLEM, True, NO_BACKFILL, "400 Title: and detail; trying without backfill"),
     (429, PROBLEM, False, RATE_LIMIT, "429 Title: and detail"),
     (429, as_json(TOO_MANY_CONNECTIONS), True, HTTP, f"429 ConnectionException: too many{FREE}"),
-    (409, as_json(NO_RULES), False, HTTP, f"409 ConnectionException: no rules{ADD_RULE}"),
+    (409, as_json(WITHOUT_RULES), False, NO_RULES, f"409 ConnectionException: no rules{ADD_RULE}"),
     (409, b"", False, HTTP, "409 Conflict"),
     (503, b"<h1>Over\ncapacity</h1>", False, HTTP, "503 Over capacity"),
+    (503, problem(detail="Temporarily suspended"), False, HTTP, "503 Temporarily suspended"),
+    (503, problem(title="404"), False, HTTP, "503 404: and detail"),
+    (500, problem(**NOT_ENROLLED), False, HTTP, "500 Client Forbidden: and detail"),
 ]
 
 
@@ -1024,6 +1101,12 @@ def test_retry_after_is_waited_for_by_x_s_own_clock(still: float) -> None:
             for status, rule in {429: RATE_LIMIT, 503: HTTP}.items():
                 _, end = end_with(b"busy", status, **headers)
                 assert (end.rule, end.at_least) == (rule, seconds), value
+            for status in (400, 402, 403):
+                assert end_with(b"", status, **headers)[1].at_least == seconds
+            redirect = end_with(b"", 302, Location="https://x.example/", **headers)[1]
+            assert redirect.at_least == seconds
+            connection = Connection(answer(b"", 403, **headers), GUARD)
+            assert end_of(connection, asks_backfill=True)[1].at_least == seconds
     _, end = end_with(b"busy", 429, Retry_After="100", x_rate_limit_reset=str(int(still) + 50))
     assert end.at_least == 100, "the later one counts"
 
@@ -1218,6 +1301,8 @@ def test_the_other_address_of_a_host_is_tried_where_one_never_answers(
 
 
 CHUNK = "the answer was cut off, or is not valid HTTP"
+NOT_GZIP = "the answer cannot be decompressed"
+ZSTD = "the answer is compressed with zstd, which was not asked for"
 BROTLI = "the answer is compressed with br, which was not asked for"
 
 
@@ -1230,6 +1315,8 @@ def test_what_cannot_be_decoded_is_described_in_words() -> None:
         (step(status=400, headers={"Content-Encoding": "gzip"}), "400 Bad Request"),
         (step(status=400, body=PROBLEM, headers={"Content-Encoding": "zstd"}), "400 Bad Request"),
         (step(body="\x0b[1]\n", headers={"Content-Encoding": "BR"}, tweets=0), BROTLI),
+        (step(body="[1]\n", headers={"Content-Encoding": "gzip, zstd"}, tweets=0), ZSTD),
+        (step(body="[1]\n", headers={"Content-Encoding": "gzip"}, tweets=0), NOT_GZIP),
         (step(tweets=0, end="garbled"), CHUNK),
         (step(tweets=0, end="torn"), CHUNK),
     ):
@@ -1237,6 +1324,12 @@ def test_what_cannot_be_decoded_is_described_in_words() -> None:
             lines, end = end_at(api.url)
         assert end.reason == text
         assert [line.rstrip(b"\r") for line in lines] == api.sent
+
+
+def test_an_encoding_that_nobody_knows_is_none() -> None:
+    for encoding in ("", "identity", "utf-8", "x-br", "none"):
+        lines, end = end_with(b"a\nb\n", Content_Encoding=encoding)
+        assert (lines, end.reason) == ([b"a", b"b"], "X ended the stream")
 
 
 # ------------------------------------------------------------------ settings
@@ -1275,14 +1368,22 @@ def test_the_token_goes_out_encrypted_only(refusal: Refusal) -> None:
         for form in ("{}", '"{}"', "'{}' ", " {}\r\n"):  # docker's --env-file leaves quotes
             assert script.stream_url(form.format(url)) == (url or script.X_URL)
         XStream(url or script.X_URL, x_api.TOKEN, [("a", "b")])
+    for url in ("HTTPS://proxy.example/2?start=1", "Http://localhost"):
+        scheme, _, rest = url.partition(":")
+        assert script.stream_url(url) == f"{scheme.lower()}:{rest}", "a scheme is of any case"
 
 
 def test_what_would_repeat_tweets_at_every_reconnect_is_refused(refusal: Refusal) -> None:
     for name in ("start_time", "end_time", "backfill_minutes"):
-        expected = f"--param {name} would repeat tweets at every reconnect; use --backfill. See …"
-        status, message = refusal(script.parse_flags, ["--param", f"{name}=1"])
-        assert status == 2
-        assert fits(expected, message)
+        would = (
+            "would make X send the same tweets at every reconnect. Remove it; "
+            "--backfill fills gaps."
+        )
+        found = refusal(script.parse_flags, ["--param", f"{name}=1"])
+        assert found == (2, f"--param {name} {would} See --help.")
+        for query in (f"?{name}=1", f"?a=b&{name}", f"?{name.replace('_', '%5F')}=1#a"):
+            found = refusal(script.stream_url, script.X_URL + query)
+            assert found == (2, f"{name} in STREAM_URL {would}")
 
 
 URLS = {
@@ -1478,8 +1579,8 @@ def test_a_final_refusal_ends_the_script_with_what_to_do(capfd: pytest.CaptureFi
         with pytest.raises(SystemExit) as end:
             publish(*first, *[refused(status)] * times, refused(404))
         assert end.value.code == exit_status
-        how_often = " 10 times in a row" if times > 1 else ""
-        assert messages(capfd)[-1] == f"X refuses{how_often}: no. Do this."
+        refuses = "has refused 10 times in a row" if times > 1 else "refuses"
+        assert messages(capfd)[-1] == f"X {refuses}: no. Do this."
         tweet = answer(x_api.tweet(1) + b"\n")
 
 
@@ -1499,15 +1600,29 @@ def test_credits_that_are_used_up_are_reported_once_and_may_come_back(
     ]
 
 
+def test_what_else_is_used_up_is_reported_too(capfd: pytest.CaptureFixture[str]) -> None:
+    """Within the minute, and however X words it."""
+    titles = ("CreditsDepleted", "CreditsDepleted", "SpendCapReached", "SpendCapReached")
+    spent = [answer(problem(title=title, detail=f"{n}"), 403) for n, title in enumerate(titles)]
+    publish(answer(b"\r\n"), *spent, second=3600)
+    [_, credits_left, cap] = messages(capfd)
+    assert credits_left.startswith("403 CreditsDepleted: 0. The account has no credits left. Buy ")
+    assert cap.startswith("403 SpendCapReached: 2. The spending limit is reached. Raise it ")
+
+
 def test_another_instance_may_be_why_x_ends_one_connection_after_the_other(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    publish(*(answer(b"\r\n") for _ in range(MAX_ENDS + 1)), second=3600)
+    reset = [answer(Breaking(b"\r\n")) for _ in range(2)]
+    publish(*(answer(b"\r\n") for _ in range(MAX_ENDS - 2)), *reset, second=3600)
     another = "(5 times in 3 minutes; another instance may be running with this token)"
     assert messages(capfd) == [
         "X ended the stream; reconnecting in 0.0 s",
-        f"X ended the stream {another}; reconnecting in 0.0 s",
+        "reset by X; reconnecting in 0.0 s",
+        f"reset by X {another}; reconnecting in 0.0 s",
     ]
+    publish(*(answer(b"[1]\n") for _ in range(MAX_ENDS)), second=3600)
+    assert "another" not in "".join(messages(capfd)), "none of these was a stream"
 
 
 def test_a_setting_that_cannot_be_used_ends_the_script_unless_it_has_worked(
