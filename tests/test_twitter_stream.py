@@ -202,11 +202,11 @@ def test_it_reconnects_and_loses_no_whole_line(scripts: Scripts, topic: str, rea
     faults = [
         Step(tweets=1, headers={"Content-Encoding": "gzip"}),
         Step(tweets=10),
+        Step(tweets=10, end="reset"),
         Step(tweets=10, end="cut"),
         Step(tweets=10, end="torn"),
         Step(tweets=10, end="torn", gzip=True),
         Step(tweets=10, end="tail"),
-        Step(tweets=10, end="reset"),
         Step(tweets=0, body=" \r\n \t \r\n\n"),
     ]
     done, api = follow(scripts, topic, 120, [*faults, Step()], second=1)
