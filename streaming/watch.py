@@ -46,7 +46,7 @@ class KafkaWatch:
         now = time.monotonic()
         if now < self._next_check:
             return
-        if now > self._next_check + AWAY_SECONDS:  # nobody has looked: a reader was slow
+        if now > self._next_check + CHECK_SECONDS:  # a slow reader or a suspended process
             self._responded_at = now
         problem = self._problem()
         self._has_events = False
