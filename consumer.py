@@ -14,7 +14,7 @@ examples:
 
 If the topic does not exist yet, consumer.py waits for it, unless -e is given. --last and --list
 count each offset as an event; compaction and transactions leave offsets without one. The broker is
-localhost:9092 unless KAFKA_BOOTSTRAP_SERVERS is set in .env or the environment.
+localhost:9092 unless -b or KAFKA_BOOTSTRAP_SERVERS, in .env or the environment, says otherwise.
 
 exit status:
   0    finished, an endless run was stopped, or the reader of the output went away
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for batches in follower.read(options.count):
             written = output.write(batches, follower.keep_up)
             if output.is_reader_gone():
-                return 0  # without a commit: there is no telling what it has read
+                return 0  # without another commit: nobody knows how much it has read
             follower.commit(written)
-        return stop.exit_status if follower.is_cut_short else 0
+        return stop.exit_status if follower.is_unfinished else 0
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from streaming.stop import Stop
 from streaming.timing import PATIENCE
 from streaming.writing import Next
 
-# After a signal, all of these and leaving the group have to fit in Stop.LIMIT
+# After a signal, all of these and leaving the group (1.5 s) have to fit in Stop.LIMIT, 6 s
 LINE_SECONDS = 2.0 * PATIENCE  # for the rest of a line that has been begun
 COMMIT_TIMEOUT_MS = int(1500 * PATIENCE)
 KEEP_PLACE_TIMEOUT_MS = 700
@@ -28,18 +28,18 @@ class Commits:
     """Commits for a group what its member has printed, and no more.
 
     What could not be committed before the group moved on, or the run ended, is printed again by
-    whoever has the partitions then; a message says how many events.
+    the partitions' next owners; a message says how many events.
     """
 
     def __init__(self, consumer: Consumer, group: str, stop: Stop) -> None:
         self._consumer, self._group, self._stop = consumer, group, stop
-        self._place: Any = None  # the member's place in the group when the events were read
+        self._place: Any = None  # generation, member ID and state when the events were read
         self._batches: list[FetchedBatch] = []  # the events that are to be printed now
         self._reached: Offsets = {}  # where reading continues after them
         self._printed = 0  # how many of them have been printed
-        self._begun = 0  # and how many when what the output is busy with is printed, too
+        self._begun = 0  # how many when what is being written is out, too; noted after a signal
         self._has_moved = False  # the group has shared out its partitions again
-        self.is_cut = False  # the rest of the events will not be printed
+        self.drops_rest = False  # the rest of the events will not be printed
         self._pending: Offsets = {}  # to be committed
         self._uncommitted = 0  # events that have been printed, but not committed
 
@@ -50,7 +50,7 @@ class Commits:
             self.give_up(MOVED_ON)
         self._place, self._batches, self._reached = place, batches, reached
         self._printed = self._begun = 0
-        self._has_moved = self.is_cut = False
+        self._has_moved = self.drops_rest = False
 
     def keep_up(self, printed: int, begun: int) -> Next:
         """Commit, and keep the member's place in the group, while printing takes its time.
@@ -60,15 +60,16 @@ class Commits:
         the group has shared out its partitions again: then it is for their next owners.
         """
         if self._stop.requested:
-            self.is_cut, self._begun = True, begun
+            self.drops_rest, self._begun = True, begun
             is_late = time.monotonic() > self._stop.requested_at + LINE_SECONDS
             return Next.LEAVE if is_late else Next.FINISH_LINE
-        if printed > self._printed and not self._has_moved:
+        if not self._has_moved and (printed > self._printed or self._pending):
             self._commit(printed, self._offsets_after(printed))
         with suppress(*CONNECTION_ERRORS):
             self._consumer.keep_place(KEEP_PLACE_TIMEOUT_MS)
-        self._has_moved = self.is_cut = self._consumer.group_metadata() != self._place
-        return Next.FINISH_LINE if self.is_cut else Next.GO_ON
+        self._has_moved = self._has_moved or self._consumer.group_metadata() != self._place
+        self.drops_rest = self._has_moved
+        return Next.FINISH_LINE if self._has_moved else Next.GO_ON
 
     def finish(self, printed: int) -> None:
         """Commit when no more of the events will be printed."""
@@ -76,7 +77,9 @@ class Commits:
             self._note(printed)
             self.give_up(MOVED_ON)
         else:
-            self._commit(printed, self._offsets_after(printed) if self.is_cut else self._reached)
+            self._commit(
+                printed, self._offsets_after(printed) if self.drops_rest else self._reached
+            )
         if self._begun > printed:
             self._note(self._begun)
             self.give_up(OUTPUT_STUCK)
@@ -99,7 +102,7 @@ class Commits:
         self._printed = printed
 
     def _commit(self, printed: int, offsets: Offsets) -> None:
-        """Commit offsets; if Kafka does not respond, the next call makes up for it."""
+        """Commit offsets; if Kafka does not respond, keep_up() or finish() tries again."""
         self._note(printed)
         self._pending |= offsets
         if not self._pending:

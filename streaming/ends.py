@@ -36,7 +36,7 @@ class Ends:
             return True
         return knows_partitions and not self._unfinished & self._consumer.assignment()
 
-    def cut(self, batches: list[FetchedBatch]) -> list[FetchedBatch]:
+    def before_ends(self, batches: list[FetchedBatch]) -> list[FetchedBatch]:
         """Return the events before the ends."""
         return [
             batch.before(self._ends[batch.partition])
@@ -45,7 +45,10 @@ class Ends:
         ]
 
     def within(self, offsets: Offsets) -> Offsets:
-        """Return those offsets that are not beyond their partition's end."""
+        """Return those offsets that are not beyond their partition's end.
+
+        A partition without an end was added later; it is never read.
+        """
         return {p: offset for p, offset in offsets.items() if offset <= self._ends.get(p, -1)}
 
     def note(self, batches: list[FetchedBatch]) -> None:

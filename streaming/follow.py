@@ -58,10 +58,10 @@ class Follower:
         self._commits: Commits | None = None
         self._starts: Offsets = {}
         self._ends: Ends | None = None  # None: it has no end
-        self._max_batches = 1  # of the next poll; the batches of the last one tell their usual size
+        self._max_batches = 1  # of the next poll: about EVENTS_PER_POLL, judged by the last one
         self._passed: Offsets = {}  # where the last poll has moved forward to
         self._printed = 0  # how many of the events that were yielded last
-        self.is_cut_short = False  # COUNT or the ends have not been reached
+        self.is_unfinished = False  # COUNT or the ends have not been reached
 
     def __enter__(self) -> "Follower":
         options = self._kafka.options(
@@ -89,7 +89,7 @@ class Follower:
     ) -> None:
         try:
             if self._commits:
-                self._commits.give_up("Kafka has not responded in time")
+                self._commits.give_up("the run ended before Kafka had confirmed it")
             if isinstance(error, errors.KafkaError):
                 fail(f"cannot read topic {self._topic}: {self._kafka.explain(error)}")
         finally:
@@ -121,12 +121,12 @@ class Follower:
     def read(self, count: int | None) -> Iterator[list[FetchedBatch]]:
         """Yield events, some at a time, until COUNT of them, the ends, or a request to stop.
 
-        A poll without events yields an empty list. After each list, call commit(). Signals are
-        handled from the first poll on.
+        A poll without events yields an empty list. After each list, call commit(): what it was told
+        is printed counts. Signals are handled from the first poll on.
         """
         self._begin()
         self._stop.handle_signals()
-        self.is_cut_short = bool(count or self._ends)
+        self.is_unfinished = bool(count or self._ends)
         remaining = count
         for batches in self._batches():
             wanted = batches if remaining is None else first_events(batches, remaining)
@@ -136,7 +136,7 @@ class Follower:
             if remaining is not None:
                 remaining -= self._printed
                 if not remaining:
-                    self.is_cut_short = False
+                    self.is_unfinished = False
                     return
 
     def _reached(self, wanted: list[FetchedBatch], batches: list[FetchedBatch]) -> Offsets:
@@ -154,7 +154,7 @@ class Follower:
         returns what to do with the rest. See Commits.keep_up.
         """
         if not (self._commits and self._membership):
-            return Next.GO_ON
+            return Next.GO_ON  # if the output is stuck, Stop's limit ends the process
         with suppress(*CONNECTION_ERRORS):
             self._membership.check(has_events=True)
         return self._commits.keep_up(printed, begun)
@@ -265,7 +265,7 @@ class Follower:
             if self._ends and self._ends.are_reached(self._knows_partitions):
                 if not has_read:
                     check_right_to_read(self._kafka, self._topic)
-                self.is_cut_short = False
+                self.is_unfinished = False
                 return
             before = self._positions()
             polled = self._poll()
@@ -275,8 +275,8 @@ class Follower:
                 if offset > before.get(partition, offset)
             }
             has_read = has_read or bool(polled)
-            yield self._ends.cut(polled) if self._ends else polled
-            if self._ends and not (self._commits and self._commits.is_cut):
+            yield self._ends.before_ends(polled) if self._ends else polled
+            if self._ends and not (self._commits and self._commits.drops_rest):
                 self._ends.note(polled)
             if not self._stop.requested:
                 self._look_around(watches, has_events=bool(polled))

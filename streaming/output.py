@@ -60,12 +60,7 @@ class Output:
         written = 0
         for lines in self._blocks(batches):
             block = Block(lines, self._in_pieces)
-            before = written
-
-            def keep_up_here(lines_written: int, lines_begun: int, before: int = before) -> Next:
-                return keep_up(before + lines_written, before + lines_begun)
-
-            goes_on = self._write(block, keep_up_here)
+            goes_on = self._write(block, written, keep_up)
             written += block.lines_written
             if not goes_on:
                 break
@@ -93,16 +88,20 @@ class Output:
     def write_lines(self, lines: list[bytes]) -> None:
         r"""Write lines, adding the \n to each; nothing if the reader is gone."""
         if lines:
-            self._write(Block(lines, self._in_pieces), go_on)
+            self._write(Block(lines, self._in_pieces), 0, go_on)
 
-    def _write(self, block: Block, keep_up: KeepUp) -> bool:
-        """Write a block, calling keep_up() about its lines; return whether to go on."""
+    def _write(self, block: Block, before: int, keep_up: KeepUp) -> bool:
+        """Write a block, after `before` other lines; return whether to go on.
+
+        Nothing is written while keep_up() runs, unless a write is stuck: so what is committed there
+        is all that has been printed.
+        """
         what_next = Next.GO_ON
         try:
             while not (block.is_done or what_next is Next.LEAVE):
                 self._writer.write(block, KEEP_UP_SECONDS)
                 if not block.is_done:
-                    what_next = keep_up(block.lines_written, block.lines_begun)
+                    what_next = keep_up(before + block.lines_written, before + block.lines_begun)
                     if what_next is not Next.GO_ON:
                         block.cut()
         except OSError as error:

@@ -13,8 +13,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import accumulate, count
-from operator import add
+from itertools import accumulate
 
 from streaming.timing import PATIENCE
 
@@ -44,7 +43,7 @@ class Block:
         self._bounds = [0, len(self._data)]
         self._piece_ends = iter([len(self._data)])
         if in_pieces:
-            self._bounds = list(map(add, accumulate(map(len, lines), initial=0), count()))
+            self._bounds = [0, *accumulate(len(line) + 1 for line in lines)]
             self._piece_ends = self._find_piece_ends()
         self._lock = threading.Lock()  # held to begin a piece, and to cut
         self._written = 0
@@ -123,7 +122,10 @@ class BackgroundWriter:
         threading.Thread(target=self._run, daemon=True).start()
 
     def write(self, block: Block, seconds: float) -> None:
-        """Write the block, or what the reader takes in that time; raise OSError as os.write()."""
+        """Write the block, or what the reader takes in that time; raise OSError as os.write().
+
+        On return, nothing more is written until the next call, unless a write is stuck.
+        """
         if not self._is_busy:
             self._is_busy = True
             self._work.put((block, time.monotonic() + seconds))

@@ -144,11 +144,10 @@ class Report(NamedTuple):
 class Gaps:
     """Notices when no connection has worked for longer than X is ever silent.
 
-    Data is tweets and keep-alives. A gap begins with the last data, and ends when X accepts the
-    connection that brings the next: a quiet stream's first keep-alive takes another 20 s. Until its
-    watermark, data arrived without delay. When Kafka holds us up, X drops the connection some time
-    later, while what was on its way still arrives. So data that is late casts doubt on what
-    follows, both for gaps and for backfill.
+    Data is tweets and keep-alives. A gap runs from the last timely data until X accepts the
+    connection that brings the next. (A quiet stream's first keep-alive comes 20 s after that.) Late
+    data means that Kafka held us up, and X may have dropped the connection since, while what was on
+    its way still arrives; so for a while, what follows does not move the watermarks.
     """
 
     def __init__(
@@ -156,9 +155,8 @@ class Gaps:
     ) -> None:
         self._second, self._clock = second, clock
         self._live = Watermark(SILENCE * second)
-        self._resumed_at = (
-            0.0  # when it was taken from an event, with keep-alives unknown; 0: never
-        )
+        # When the live watermark was taken from an event, with keep-alives unknown; 0: it was not
+        self._resumed_at = 0.0
         self._accepted_at = 0.0  # when X accepted this connection; 0: it has not
         self._received_at = 0.0  # the latest data on this connection; 0: none
         self._backfill = Backfill(has_backfill, second)

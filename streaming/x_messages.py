@@ -45,7 +45,7 @@ CAPS = ("x-app-limit-24hour", "x-user-limit-24hour")  # as headers begin
 # What to do about used-up credits and caps, by X's name for them; the first one counts
 BUY_CREDITS = "The account has no credits left. Buy credits in X's developer console."
 RAISE_CAP = (
-    "The plan's posts are used up. Wait until X resets the cap, or raise it in X's developer "
+    "The plan's post cap is used up. Wait until X resets the cap, or raise it in X's developer "
     "console."
 )
 USED_UP_ADVICE = {
@@ -64,9 +64,9 @@ ADVICE = {
     403: "The app may not use this stream. Check its status and plan in X's developer console.",
     404: "There is no stream at this URL. Check STREAM_URL.",
 }
-SUSPENDED = "X has suspended the app. See in X's developer console why, and how to appeal."
+SUSPENDED = "X has suspended the app. X's developer console says why, and how to appeal."
 NEEDS_APP_ONLY = (
-    "The token is of the wrong kind. Set BEARER_TOKEN to the app's own bearer token, not to a "
+    "This is the wrong kind of token. Set BEARER_TOKEN to the app's own bearer token, not to a "
     "user's."
 )
 NEEDS_PROJECT = (

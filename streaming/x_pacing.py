@@ -79,9 +79,9 @@ class Unusable(Disconnected):
 class Refused(Disconnected):
     """X has refused the request.
 
-    It holds the HTTP status, what to do about it, which is also its kind, and how many refusals in
-    a row end a run whose request has never been accepted. If it has been, this may be an error from
-    a server between X and us, or pass when credits are bought.
+    It holds the HTTP status, what to do about it, which is also its kind, and `limit`: how many
+    refusals in a row end a run to which X has never sent data. After data, that is MAX_REFUSALS, as
+    this may be an error from a server between X and us, or pass when credits are bought.
     """
 
     def __init__(

@@ -25,9 +25,9 @@ from streaming.x_pacing import (
 )
 
 # The messages after which X closes the connection, and the rule that then sets the wait
-ENDS = {Meaning.DISCONNECT: DISCONNECT, Meaning.CONNECTION_ISSUE: HTTP}
+CLOSING = {Meaning.DISCONNECT: DISCONNECT, Meaning.CONNECTION_ISSUE: HTTP}
 ANOTHER_INSTANCE = (
-    f"{MAX_ENDS} times in {CONNECT_WINDOW // 60} minutes; "
+    f"at least {MAX_ENDS} connections ended in {CONNECT_WINDOW // 60} minutes; "
     "another instance may be running with this token"
 )
 
@@ -54,9 +54,9 @@ class Counts:
 class TweetSource(Source):
     """Each tweet's line, as X sent it, with the tweet's ID as its key.
 
-    Whatever is not a tweet is counted. Each kind of trouble is reported at most once a minute, and
-    used-up credits once in a row; every gap is reported. `second` is the length of a second in X's
-    rules.
+    Data is tweets and keep-alives; any other line is skipped and counted. Each kind of trouble is
+    reported at most once a minute, and used-up credits once in a row; every gap is reported.
+    `second` is the length of a second in X's rules.
     """
 
     unit = "tweet"
@@ -115,9 +115,9 @@ class TweetSource(Source):
         values: list[Line | None] = []
         for line in lines:
             message = classify(line)
-            if message.meaning in ENDS:
+            if message.meaning in CLOSING:
                 yield Chunk(keys, values)
-                raise Disconnected(message.text, ENDS[message.meaning])
+                raise Disconnected(message.text, CLOSING[message.meaning])
             if self._accept(message) and isinstance(line, bytes):
                 keys.append(message.text.encode(errors="replace"))
                 values.append(line.removesuffix(b"\r"))
@@ -159,20 +159,21 @@ class TweetSource(Source):
             fail(end.reason, status=2)
         if isinstance(end, Refused) and self._backoff.note_refusal(end):
             self._give_up(end)
-        is_one_of_many = self._backoff.note_end(end.rule)
+        is_contested = self._backoff.note_end(end.rule)
         seconds = self._backoff.next_wait(end.rule, end.at_least)
-        self._report_end(end, is_one_of_many, seconds)
+        self._report_end(end, is_contested, seconds)
         return seconds
 
-    def _report_end(self, end: Disconnected, is_one_of_many: bool, seconds: float) -> None:
+    def _report_end(self, end: Disconnected, is_contested: bool, seconds: float) -> None:
         """Say why the connection ended, unless that has just been said."""
         kind, reason = end.kind, end.reason
-        if is_one_of_many:
+        if is_contested:
             kind, reason = "another instance", f"{reason} ({ANOTHER_INSTANCE})"
         if isinstance(end, Refused) and end.rule is USED_UP:
             reason = f"{reason}. {end.advice.rstrip('.')}"
-        last_kind, self._last_kind = self._last_kind, end.kind
-        if not (end.rule is USED_UP and end.kind == last_kind):
+        is_repeated = end.rule is USED_UP and end.kind == self._last_kind
+        self._last_kind = end.kind
+        if not is_repeated:
             self._throttle.say(kind, f"{reason}; reconnecting in {seconds:.1f} s")
 
     def _give_up(self, refused: Refused) -> NoReturn:

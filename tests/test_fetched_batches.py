@@ -383,7 +383,7 @@ def test_e_ends_inside_a_batch() -> None:
     reading = ends.Ends(consumer, {PARTITION: 3, other: 8}, {PARTITION: 0, other: 0})
     batches = fetched(batch_of(0, [b"0", b"1"]) + batch_of(2, [b"2", b"3"])).take()
     later = fetched(batch_of(4, [b"4"]), 4).take()
-    taken = reading.cut(batches + later)
+    taken = reading.before_ends(batches + later)
     assert [event.value for event in events_of(taken)] == [b"0", b"1", b"2"]
     assert [batch.next_offset for batch in taken] == [2, 3]
     consumer.pause.assert_not_called()  # before they are printed
@@ -393,7 +393,7 @@ def test_e_ends_inside_a_batch() -> None:
     later_offsets = {PARTITION: 3, other: 9, TopicPartition("events", 5): 0}
     assert reading.within(later_offsets) == {PARTITION: 3}
     exact = ends.Ends(consumer, {PARTITION: 2}, {PARTITION: 0})
-    assert exact.cut(batches[:1])[0].next_offset == 2
+    assert exact.before_ends(batches[:1])[0].next_offset == 2
     exact.note(batches[:1])
     assert exact.are_reached(knows_partitions=False)
 

@@ -459,7 +459,7 @@ def test_the_numbers_are_the_real_ones() -> None:
     for quoted in (
         f"the wait grows by {network.first} s each time, up to {network.longest} s.",
         f"it starts at {http.first} s and doubles, up to {http.longest} s.",
-        f"Without rules, it takes {x_pacing.NO_RULES.longest} s at most.",
+        f"While there are no rules, it is at most {x_pacing.NO_RULES.longest} s.",
         f"For a rate limit, it starts at {x_pacing.RATE_LIMIT.first} s and doubles",
         f"no complete line for {x_pacing.SILENCE} s",
         f"Every gap of more than {x_pacing.SILENCE} s",

@@ -272,8 +272,8 @@ def test_kafka_is_away_when_the_run_ends(
     resume(kafka)
     count = printed.count(b"\n")
     message = (
-        f"consumer.py: cannot commit for group {topic}: Kafka has not responded in time. "
-        f"Up to {count - before} events will be printed again.\n"
+        f"consumer.py: cannot commit for group {topic}: the run ended before Kafka had confirmed "
+        f"it. Up to {count - before} events will be printed again.\n"
     )
     assert (ended.returncode, ended.stderr.decode()) == (0, message)
     rest = scripts.run("consumer", "-t", topic, "-g", topic, "-e").stdout

@@ -38,6 +38,7 @@ from conftest import (
     values,
     wait_until,
 )
+from remote import count_events
 from streaming.delivery import MAX_IN_FLIGHT_BYTES
 from x_api import TOKEN, Step, XApi
 
@@ -820,7 +821,7 @@ def test_an_outage_ends_with_every_tweet_acknowledged_or_counted(
         )
         settings = env(idle, KAFKA_DELIVERY_TIMEOUT_MS="10000")
         failing = scripts.start("twitter-stream", "-t", f"{topic}-idle", env=settings)
-        wait_until(lambda: len(api.sent) > 1000 and idle.requests)
+        wait_until(lambda: count_events(kafka.address, topic) > 1000 and idle.requests)
         stalled()
         lines.may_come.set()
         wait_full(api)
