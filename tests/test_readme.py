@@ -467,7 +467,7 @@ def test_the_numbers_are_the_real_ones() -> None:
         f"does not resend anything older than {WORDS[x_gaps.MAX_BACKFILL_MINUTES]} minutes",
         f"the topic's last {WORDS[recent.RECENT // 60]} minutes",
         f"after {WORDS[x_gaps.MAX_BACKFILL_REFUSALS]} refusals in a row",
-        f"only {WORDS[x_pacing.MAX_REFUSALS]} in a row",
+        f"it takes {WORDS[x_pacing.MAX_REFUSALS]} in a row",
         f"one that is over {mebibytes} MiB",
         f"more than {connects} times in {minutes} minutes, to stay within X's limit of 50 in 15",
         f"{delivery.MAX_IN_FLIGHT_BYTES >> 20} MB of events or tweets wait in memory",
