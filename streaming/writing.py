@@ -4,7 +4,6 @@ A pager may stand still for an hour, and a worker may take minutes for what fits
 """
 
 import enum
-import os
 import queue
 import select
 import sys
@@ -12,7 +11,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from io import RawIOBase
 from itertools import accumulate
 
 from streaming.timing import PATIENCE
@@ -86,7 +85,7 @@ class Block:
         with self._lock:
             self._end = self._bounds[self.lines_begun]
 
-    def write_until(self, deadline: float) -> None:
+    def write_until(self, deadline: float, output: RawIOBase) -> None:
         """Write as much as the reader takes until a time.monotonic(); raise OSError."""
         while not self.is_done:
             seconds = deadline - time.monotonic()
@@ -97,8 +96,8 @@ class Block:
                     return
                 if self._written == self._begun:
                     self._begun = next(self._piece_ends)
-            with suppress(BlockingIOError):  # another writer to the same pipe was faster
-                self._written += os.write(1, self._data[self._written : self._begun])
+            # None: another writer to the same pipe, which does not block, was faster
+            self._written += output.write(self._data[self._written : self._begun]) or 0
 
 
 def is_writable(seconds: float) -> bool:
@@ -119,10 +118,12 @@ class BackgroundWriter:
         self._work: queue.SimpleQueue[tuple[Block, float]] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
         self._is_busy = False
+        # Not os.write: a Windows console would decode the bytes in its own code page
+        self._output = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
         threading.Thread(target=self._run, daemon=True).start()
 
     def write(self, block: Block, seconds: float) -> None:
-        """Write the block, or what the reader takes in that time; raise OSError as os.write().
+        """Write the block, or what the reader takes in that time; raise OSError.
 
         On return, nothing more is written until the next call, unless a write is stuck.
         """
@@ -141,7 +142,7 @@ class BackgroundWriter:
         while True:
             block, deadline = self._work.get()
             try:
-                block.write_until(deadline)
+                block.write_until(deadline, self._output)
                 self._outcomes.put(None)
             except OSError as error:  # raised in the calling thread
                 self._outcomes.put(error)

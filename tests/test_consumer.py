@@ -973,7 +973,8 @@ def test_a_reader_that_is_gone_is_no_failure_whatever_the_error(
             try:
                 unread.close()
                 error = OSError(number, os.strerror(number))
-                monkeypatch.setattr("streaming.writing.os", Mock(write=Mock(side_effect=error)))
+                broken = Mock(return_value=Mock(write=Mock(side_effect=error)))
+                monkeypatch.setattr("streaming.writing.open", broken, raising=False)
                 out = Output(None, False)
                 out.write_lines([b"a line"])
                 assert out.is_reader_gone()

@@ -415,11 +415,12 @@ def test_many_small_batches_are_written_at_once(monkeypatch: pytest.MonkeyPatch)
     """And large ones about a megabyte at a time."""
     written: list[bytes] = []
 
-    def write(_: int, data: memoryview) -> int:
+    def write(data: memoryview) -> int:
         written.append(bytes(data))
         return len(data)
 
-    monkeypatch.setattr("streaming.writing.os", SimpleNamespace(write=write))
+    output = SimpleNamespace(write=write)
+    monkeypatch.setattr("streaming.writing.open", lambda *_, **__: output, raising=False)
     small = b"".join(batch_of(number, [b"%d" % number]) for number in range(500))
     assert Output(None, False).write(fetched(small).take()) == 500
     assert written == [b"".join(b"%d\n" % number for number in range(500))]

@@ -332,8 +332,9 @@ def test_how_far_lines_have_been_written(sizes: Sequence[int], blocks: bool) -> 
     found = b""
     with own_output() as pipe:
         os.set_blocking(1, blocks)
+        output: Any = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
         while not block.is_done:
-            block.write_until(time.monotonic() + 0.05)
+            block.write_until(time.monotonic() + 0.05, output)
             found += read_available(pipe)
             assert block.lines_written == found.count(b"\n")
             assert max(sizes) >= PIECE_BYTES or found.endswith(b"\n")
