@@ -271,11 +271,15 @@ def test_kafka_is_away_when_the_run_ends(
         printed += reader.read()
     resume(kafka)
     count = printed.count(b"\n")
-    message = (
-        f"consumer.py: cannot commit for group {topic}: the run ended before Kafka had confirmed "
-        f"it. Up to {count - before} events will be printed again.\n"
+    message = re.fullmatch(
+        rf"consumer\.py: cannot commit for group {topic}: the run ended before Kafka had confirmed "
+        r"it\. Up to (\d+) events will be printed again\.\n",
+        ended.stderr.decode(),
     )
-    assert (ended.returncode, ended.stderr.decode()) == (0, message)
+    assert (ended.returncode, bool(message)) == (0, True), ended
+    # A commit that was under way may have been carried out since
+    assert message
+    assert count - committed(admin, topic) <= int(message[1]) <= count - before
     rest = scripts.run("consumer", "-t", topic, "-g", topic, "-e").stdout
     assert printed.splitlines() == [job(number)[:-1] for number in range(count)]
     assert BACKLOG - count <= rest.count(b"\n") <= BACKLOG - before
