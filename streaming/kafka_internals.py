@@ -113,7 +113,8 @@ class Connections(KafkaNetClient):  # type: ignore[misc]  # kafka-python has no 
 
     The thread takes the seconds of connection_delay() for milliseconds, and 0, while a connection
     is being made or has too many requests in flight, for no reason to wait: it would hardly pause
-    (kafka-python issues 1413 and 1907). It may sleep longer, as any event on a connection wakes it.
+    (as in kafka-python issues 1413 and 1907, which are closed). It may sleep longer, as any event
+    on a connection wakes it.
     """
 
     def connection_delay(self, node_id: int) -> float:

@@ -101,7 +101,7 @@ class Backfill:
     def data_received(self, now: float, is_tweet: bool) -> None:
         """Note a tweet or a keep-alive; keep-alives alone do not prove that the backfill has come.
 
-        If none was due, X is asked for too many minutes next time, which costs nothing.
+        If none was due, X is asked for too many minutes next time, which brings only duplicates.
         """
         self._is_awaited = self._is_awaited and not is_tweet
         if not self._is_awaited:

@@ -127,7 +127,13 @@ def kafka() -> Iterator[Broker]:
 @pytest.fixture
 def stalled(kafka: Broker) -> Iterator[Callable[[], None]]:
     """stalled(): the broker answers nobody until the test ends."""
-    yield lambda: kafka.server.process.send_signal(signal.SIGSTOP)
+
+    def stall() -> None:
+        kafka.server.process.send_signal(signal.SIGSTOP)
+        # On a busy machine it may take a while until all its threads have stopped
+        os.waitid(os.P_PID, kafka.server.process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    yield stall
     resume(kafka)
 
 
