@@ -49,12 +49,15 @@ PAGES = {name: (REPOSITORY / name).read_text("utf-8") for name in NAMES}
 TEXT = "\n".join(PAGES.values())
 # Comments above blocks that are to run beside what follows, and how often
 BESIDE = {"another terminal": 1, "two more terminals": 2}
+# A comment above what one of those terminals shows next
+TERMINAL = "in the terminal of "
 # Comments that say why a block is not run
 NOT_RUN = ["pip does not run under Wine", "PowerShell", "Docker", "systemd", "the download"]
-NOT_RUN += ["it is run with a longer file", "it is what runs this page"]
+NOT_RUN += ["it is run with a longer file", "it is what runs this page", "the real X"]
 # Comments above those that need a program which may be missing
 IF_INSTALLED = {f"run where {program} is installed": program for program in ("curl", "jq")}
-TROUBLESHOOTING = "docs/troubleshooting.md"
+LANGUAGES = ("sh", "console", "text", "bat", "mermaid", "log", "dotenv")  # unless not run
+RECIPES, TROUBLESHOOTING = "docs/recipes.md", "docs/troubleshooting.md"
 NO_CONNECTION = "cannot connect to Kafka"  # which takes a while
 BATCH_HEAD = 61  # bytes, by Kafka's format
 MARK = "--- ended with status"
@@ -82,11 +85,20 @@ class Block(NamedTuple):
         _, _, reason = self.note.partition("not run: ")
         return reason
 
-    def commands(self) -> Iterator[tuple[str, str]]:
-        """The commands of a console block, each with the output that follows it."""
-        for each in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
-            command, _, output = each.partition("\n")
-            yield command, output
+    def commands(self) -> Iterator[tuple[str, str | None]]:
+        """The commands, each with the output that follows it; None in a block that shows none."""
+        if self.language == "sh":
+            for line in self.text.splitlines():
+                yield line, None
+        else:
+            for each in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
+                command, _, output = each.partition("\n")
+                yield command, output
+
+    @property
+    def terminal(self) -> str:
+        """The command whose terminal shows this next; "" if it is none."""
+        return self.note.removeprefix(TERMINAL) if self.note.startswith(TERMINAL) else ""
 
 
 def blocks(text: str = TEXT) -> list[Block]:
@@ -98,11 +110,19 @@ def texts(language: str) -> list[str]:
     return [block.text for block in blocks() if block.language == language]
 
 
-def matches(printed: str, quoted: str) -> bool:
+def sections(text: str) -> list[str]:
+    """The text before the first heading of a section, and the sections, the last one first."""
+    first, *others = re.split(r"^(?=###? )", text, flags=re.MULTILINE)
+    return [first, *reversed(others)]
+
+
+def matches(printed: str, quoted: str | None) -> bool:
     """Is it what the page quotes? A … stands for any text, or on its own for any lines.
 
-    Blanks at the beginning of a line do not count.
+    Blanks at the beginning of a line do not count. Where nothing is quoted, all is well.
     """
+    if quoted is None:
+        return True
     printed, quoted = (re.sub(r"(?m)^[ \t]+", "", text) for text in (printed, quoted))
     escaped = re.escape(quoted).replace("\\\n", "\n")
     pattern = re.sub("^…\n", "(?:.*\n)*?", escaped, flags=re.MULTILINE)
@@ -119,6 +139,7 @@ class Shell:
         )
 
     def type(self, command: str) -> None:
+        self.quoted = ""
         self.start = len(self.bash.out)
         self.bash.send(f"{{ {command}\n}} </dev/null; echo '{MARK}' $?\n".encode())
 
@@ -135,8 +156,9 @@ class Shell:
         return self.printed(), int(ended.findall(self.bash.out, self.start)[0])
 
     def wait_for(self, quoted: str) -> None:
-        """Wait until the newest command has printed what the page quotes."""
-        self.bash.wait_for(lambda _: matches(self.printed(), quoted))
+        """Wait until the newest command has printed what the page quotes next."""
+        self.quoted += quoted
+        self.bash.wait_for(lambda _: matches(self.printed(), self.quoted))
 
     def end(self) -> None:
         """Press Ctrl-C and end its input; after that, none of its processes run."""
@@ -164,7 +186,9 @@ def exists(group: int) -> bool:
 def test_the_pages_run_as_they_are_written(tmp_path: Path) -> None:
     """From make demo to the last error, except for what is marked as not run.
 
-    In a folder with a difficult name, and offline; pip finds the tests' own packages.
+    In a folder with a difficult name, and offline; pip finds the tests' own packages. Apart from
+    README.md, a page gets a new terminal, and its sections are run from the last one to the first,
+    so that each has to stand alone.
     """
     folder, temporary = tmp_path / "Ereignisse für Kafka", tmp_path / "für Kurzes"
     copy_project(folder)
@@ -172,7 +196,7 @@ def test_the_pages_run_as_they_are_written(tmp_path: Path) -> None:
     temporary.mkdir()
     with ReservedPort() as kafka, ReservedPort() as x, ReservedPort() as nobody:
         env = environment(temporary, python3(tmp_path / "bin"), str(kafka))
-        pages = {name: commands(text, kafka, x, nobody) for name, text in PAGES.items()}
+        pages = {name: commands(page, kafka, x, nobody) for name, page in ordered()}
         with ExitStack() as shells:
             reader = Reader(folder, env, shells)
             for name, page in pages.items():
@@ -182,7 +206,14 @@ def test_the_pages_run_as_they_are_written(tmp_path: Path) -> None:
                 if name == "README.md":  # Kafka runs, and the packages are installed
                     ahead = [each for each in pages[TROUBLESHOOTING] if NO_CONNECTION in each.text]
                     reader.run_ahead(ahead)
+                reader.turn_page()
     assert list(temporary.iterdir()) == []
+
+
+def ordered() -> Iterator[tuple[str, str]]:
+    """The pages, with their sections in the order in which they are run."""
+    for name, text in PAGES.items():
+        yield name, text if name == "README.md" else "".join(sections(text))
 
 
 def commands(text: str, kafka: int, x: int, nobody: int) -> list[Block]:
@@ -191,7 +222,11 @@ def commands(text: str, kafka: int, x: int, nobody: int) -> list[Block]:
     text = re.sub(r"\blocalhost:9\b", f"localhost:{nobody}", text)
     installed = [note for note, program in IF_INSTALLED.items() if shutil.which(program)]
     notes = ("", *BESIDE, *installed)
-    return [block for block in blocks(text) if block.language == "console" and block.note in notes]
+    return [
+        block
+        for block in blocks(text)
+        if block.terminal or (block.language in ("sh", "console") and block.note in notes)
+    ]
 
 
 def environment(temporary: Path, programs: Path, port: str) -> dict[str, str]:
@@ -226,6 +261,7 @@ class Reader:
     def __init__(self, folder: Path, env: dict[str, str], shells: ExitStack) -> None:
         self.folder, self.env, self.shells = folder, env, shells
         self.ahead: dict[Block, Future[None]] = {}
+        self.terminals: dict[str, Shell] = {}  # by the command that is running there
         self.pool = shells.enter_context(ThreadPoolExecutor())
         self.main = self.open_shell()
 
@@ -239,15 +275,21 @@ class Reader:
         shell.run(". .venv/bin/activate")
         return shell
 
+    def turn_page(self) -> None:
+        """Go on in a new terminal."""
+        self.main = self.open_active_shell()
+
     def run(self, block: Block, may_fail: bool) -> None:
         if block in self.ahead:
             self.ahead[block].result()
+        elif block.terminal:
+            self.terminals[block.terminal].wait_for(block.text)
         elif block.note in BESIDE:
             for command, quoted in list(block.commands()) * BESIDE[block.note]:
                 print(f"$ {command}", flush=True)
-                shell = self.open_active_shell()
+                shell = self.terminals[command] = self.open_active_shell()
                 shell.type(command)
-                shell.wait_for(quoted)
+                shell.wait_for(quoted or "")
         else:
             run_in(self.main, block, may_fail)
 
@@ -289,14 +331,29 @@ def test_each_block_is_run_or_says_why_not() -> None:
         if block.why_not_run:
             assert block.why_not_run in NOT_RUN, block.text
         else:
-            assert block.language in ("console", "bat", "mermaid", "log", "dotenv"), block.text
-            assert block.note in ("", *BESIDE, *IF_INSTALLED), block.text
-        assert block.language != "console" or block.text.startswith("$ "), block.text
+            assert block.language in LANGUAGES, block.text
+            assert block.terminal or block.note in ("", *BESIDE, *IF_INSTALLED), block.text
+        lines = block.text.splitlines()
+        prompts = [line.startswith("$ ") for line in lines]
+        if block.language == "console":  # prompts are where output is shown
+            assert prompts[0], block.text
+            assert not all(prompts), block.text
+        else:
+            assert not any(prompts), block.text
 
 
 def test_each_page_is_in_the_table_of_contents_and_the_readme_is_short() -> None:
     assert set(NAMES[1:]) == {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")}
     assert README.count("\n") <= 200
+
+
+def test_the_recipes_have_the_commands_of_the_uses() -> None:
+    [uses] = re.findall(r"^## What it is used for\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+    run = {line for block in blocks(PAGES[RECIPES]) for line, _ in block.commands()}
+    commands = re.findall(r"`(.+ .+)`", uses)
+    assert len(commands) == 6
+    for command in commands:
+        assert any(command in line for line in run), command
 
 
 def test_the_links_lead_somewhere() -> None:
@@ -370,8 +427,8 @@ def test_the_summary_of_a_stopped_run_names_the_next_line() -> None:
 
 def test_python_skips_the_lines_that_kafka_has(tmp_path: Path) -> None:
     """With the command for Windows; it skips the lines before the next one to publish."""
-    [code] = re.findall(r'python -c "(.*)" \| python producer.py', TEXT)
-    (tmp_path / "access.log").write_bytes(b"".join(b"%d\r\n" % number for number in range(48213)))
+    [code] = re.findall(r'python -c "(.*)" \| \S+python producer.py', TEXT)
+    (tmp_path / "big.log").write_bytes(b"".join(b"%d\r\n" % number for number in range(48213)))
     skipped = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path)
     assert skipped == b"48210\r\n48211\r\n48212\r\n"
 

@@ -7,11 +7,12 @@ import pytest
 from broker import ReservedPort
 from conftest import copy_project, wait_until
 from remote import Console
-from test_readme import blocks
+from test_readme import README, blocks
 from wine import PYTHON, windows_path
 
 # In place of the launcher and a virtual environment, which need an installed Python
 SHIM = f'@"{windows_path(PYTHON)}" %*\r\n'
+BROKER = r"py demo\broker.py"  # in a sentence of README.md
 VISITS = ["10.0.0.7 GET /index.html", "10.0.0.9 GET /prices.html"]
 
 
@@ -19,7 +20,8 @@ VISITS = ["10.0.0.7 GET /index.html", "10.0.0.9 GET /prices.html"]
 def test_the_commands_for_windows(console: Console, tmp_path: Path) -> None:
     with ReservedPort() as port:
         pass  # a socket of Linux would keep those of Wine from it
-    beside, here = commands(port)
+    assert f"run `{BROKER}`" in README
+    beside, here = f"{BROKER} --port {port}\n", commands(port)
     env = {"KAFKA_BOOTSTRAP_SERVERS": f"localhost:{port}", "TEMP": windows_path(tmp_path)}
     broker = console.start_shell(make_project(tmp_path / "beside"), beside, env)
     broker.wait_for(lambda it: b"is ready on" in it.out)
@@ -40,18 +42,10 @@ def test_the_commands_for_windows(console: Console, tmp_path: Path) -> None:
     ]
 
 
-def commands(port: int) -> tuple[str, str]:
-    """The commands for another terminal, which start the broker, and the others."""
-    beside, here = "", ""
-    for block in blocks():
-        if block.language != "bat" or block.why_not_run:
-            continue
-        text = block.text.replace("localhost:9092", f"localhost:{port}")
-        if block.note:
-            beside += text.replace("broker.py", f"broker.py --port {port}")
-        else:
-            here += text
-    return beside, here
+def commands(port: int) -> str:
+    """The commands of all pages, for a broker at that port."""
+    texts = [each.text for each in blocks() if each.language == "bat" and not each.why_not_run]
+    return "".join(texts).replace("localhost:9092", f"localhost:{port}")
 
 
 def make_project(folder: Path) -> Path:
@@ -66,8 +60,9 @@ def make_project(folder: Path) -> Path:
 def test_skipping_the_lines_that_kafka_has(console: Console) -> None:
     """With the command for resuming a file, up to the pipe to producer.py."""
     [block] = [block for block in blocks() if block.note.endswith("a longer file")]
-    command = block.text.partition("|")[0].replace("python ", f'"{windows_path(PYTHON)}" ')
-    console.file("access.log", b"".join(b"%d\r\n" % number for number in range(48_213)))
+    command = block.text.partition("|")[0]
+    command = command.replace(r".venv\Scripts\python", f'"{windows_path(PYTHON)}"')
+    console.file("big.log", b"".join(b"%d\r\n" % number for number in range(48_213)))
     shell = console.start_shell(console.folder, f"{command}\n", {})
     lines = shell.end().out.splitlines(keepends=True)
     assert [line for line in lines if line[:-2].isdigit()] == [
