@@ -123,7 +123,7 @@ def _parse(text: str, path: str) -> dict[str, str]:
 def _refuse_unknown(name: str, value: str | None, path: str) -> NoReturn:
     """Exit; show the name unless it may be a piece of a secret."""
     if value is None or not NAME.fullmatch(name):
-        fail(f"{path}: expected NAME=VALUE in every line. {SEE_EXAMPLE}", status=2)
+        fail(f"{path}: expected NAME=VALUE on every line. {SEE_EXAMPLE}", status=2)
     [nearest] = difflib.get_close_matches(name.upper(), KNOWN_NAMES, n=1, cutoff=0)
     fail(f"unknown setting {name} in {path}; did you mean {nearest}?", status=2)
 

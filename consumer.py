@@ -5,7 +5,7 @@ examples:
   consumer.py -e                  existing events only
   consumer.py --latest -n 10      the next ten events
   consumer.py --last 10 -e        the last ten events of each partition
-  consumer.py --since 2h          events of the last two hours, then new ones
+  consumer.py --since 2h          events from the last two hours, then new ones
   consumer.py -t users -K :       key:value lines
   consumer.py --json | jq .value  one JSON object per event
   consumer.py -g readers          share the partitions within a group; resume where it left off
@@ -13,14 +13,14 @@ examples:
   consumer.py --list -t users     the topic's partitions; with -g, also how far the group has read
 
 If the topic does not exist yet, consumer.py waits for it, unless -e is given. --last and --list
-count each offset as an event; compaction and transactions leave offsets without one. The broker is
+count offsets; compaction and transactions leave some offsets without an event. The broker is
 localhost:9092 unless -b or KAFKA_BOOTSTRAP_SERVERS, in .env or the environment, says otherwise.
 
 exit status:
-  0    finished, an endless run was stopped, or the reader of the output went away
-  1    Kafka could not be reached, the topic could not be read or the output could not be written
+  0    the run finished, an open-ended run was stopped, or the reader of the output went away
+  1    Kafka could not be reached, the topic could not be read, or the output could not be written
   2    invalid usage or settings
-  130  stopped by Ctrl-C before -n or -e finished (143: by SIGTERM, 129: by SIGHUP)
+  130  stopped by Ctrl-C before -n or -e was satisfied (143: by SIGTERM, 129: by SIGHUP)
 """
 
 import argparse
@@ -102,14 +102,14 @@ def add_start_flags(parser: Parser) -> None:
         metavar="N",
         type=count_type,
         help="start at the last N offsets of each partition, which hold at most N events "
-        "(a group: as with --latest)",
+        "(a group resumes, as with --latest)",
     )
     start.add_argument(
         "--since",
         metavar="TIME",
         type=time_type,
-        help="start with the first event as recent as TIME: 90s, 10m, 2h or 3d ago, or a date such "
-        "as 2026-11-25 or 2026-11-25T14:00 (a group: as with --latest)",
+        help="start at the first event at or after TIME: 90s, 10m, 2h or 3d ago, or a date such as "
+        "2026-11-25 or 2026-11-25T14:00 (a group resumes, as with --latest)",
     )
 
 

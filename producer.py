@@ -15,8 +15,8 @@ its last message names the line to continue from. Continuing after a failure may
 events.
 
 exit status:
-  0    all events were delivered, or an endless run was stopped
-  1    an event was not delivered, or Kafka could not be reached
+  0    all events were delivered, or an open-ended run was stopped
+  1    an event was not delivered, Kafka could not be reached, or the topic could not be created
   2    invalid usage or settings, or an unreadable file
   130  stopped by Ctrl-C before the end of the input or COUNT (143: by SIGTERM, 129: by SIGHUP)
 """

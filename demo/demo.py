@@ -25,11 +25,11 @@ EVENTS = 12  # published by the first three together, and printed by each of the
 def main() -> int:
     use_environment()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print("Starting Apache Kafka (the first time, 44 MB of packages are fetched) ...", flush=True)
+    print("Starting Apache Kafka (the first time, this downloads about 45 MB) ...", flush=True)
     try:
         with Broker() as broker, XApi() as api:
-            kafka = f"Apache Kafka {broker.version} runs at {broker.address}"
-            print(f"{kafka}, a stand-in for X at {api.url}\n", flush=True)
+            kafka = f"Apache Kafka {broker.version} is running at {broker.address}"
+            print(f"{kafka}, and a stand-in for X at {api.url}\n", flush=True)
             for command in COMMANDS:
                 run(command, environment(broker, api))
     except (BrokerError, subprocess.TimeoutExpired) as error:
@@ -38,8 +38,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     print(
-        "For your own broker and the real X, put KAFKA_BOOTSTRAP_SERVERS and BEARER_TOKEN in .env; "
-        "see .env.example."
+        "To use your own broker and the real X, put KAFKA_BOOTSTRAP_SERVERS and BEARER_TOKEN in "
+        ".env; see .env.example."
     )
     return 0
 

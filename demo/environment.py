@@ -36,7 +36,8 @@ def prepare(folder: Path) -> None:
     ready, state = folder / "ready", ready_state()
     if ready.exists() and ready.read_text() == state:
         return
-    print(f"installing the packages into {folder.name} ...", file=sys.stderr, flush=True)
+    first = "the first time, this downloads about 85 MB"
+    print(f"installing the packages into {folder.name} ({first}) ...", file=sys.stderr, flush=True)
     python = str(python_of(folder))
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     try:
@@ -47,7 +48,7 @@ def prepare(folder: Path) -> None:
         subprocess.run(install, check=True)
     except subprocess.CalledProcessError:
         name = os.path.basename(sys.argv[0])
-        sys.exit(f"{name}: cannot install the packages into {folder.name}, for the reason above")
+        sys.exit(f"{name}: cannot install the packages into {folder.name}; see the error above")
     except KeyboardInterrupt:
         sys.exit(130)
     ready.write_text(state)

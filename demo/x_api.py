@@ -1,9 +1,9 @@
 """A stand-in for X's streams: real HTTP/1.1 on a real socket, with scripted faults.
 
-It has the sampled stream and, at /2/tweets/search/stream, the filtered one with its rules. A script
-is a list of steps: each connection takes the next step; once they run out, the last one repeats. To
-run it as a program:
+It serves the sampled stream and, at /2/tweets/search/stream, the filtered stream with its rules. A
+script is a list of steps: each connection takes the next step, and the last one repeats.
 
+examples:
   x_api.py --port 8080 --token secret --rate 58
   x_api.py --script '[{"status": 503}, {"tweets": 100, "end": "torn"}, {}]'
 """
@@ -510,18 +510,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="x_api.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=8080, help="on 127.0.0.1 (default: 8080)")
     parser.add_argument(
-        "--token", default=TOKEN, help=f"the bearer token to ask for (default: {TOKEN})"
+        "--port", type=int, default=8080, help="the port on 127.0.0.1 (default: 8080)"
+    )
+    parser.add_argument(
+        "--token", default=TOKEN, help=f"the bearer token to require (default: {TOKEN})"
     )
     parser.add_argument(
         "--rate",
         type=float,
         default=58,
-        help="tweets a second, 0: as fast as possible (default: 58)",
+        help="tweets per second; 0 means as fast as possible (default: 58)",
     )
     parser.add_argument(
-        "--script", default="[{}]", help="JSON: a list of steps, objects with the fields of Step"
+        "--script",
+        default="[{}]",
+        help="steps, as a JSON list of objects with the fields of the class Step",
     )
     options = parser.parse_args()
     script = [Step(**step) for step in json.loads(options.script)]
@@ -532,7 +536,7 @@ def main() -> int:
                 while True:  # on Windows, Ctrl-C does not interrupt the wait for an event or thread
                     time.sleep(60)
     except OSError as error:
-        print(f"x_api.py: cannot use port {options.port}: {error.strerror}; take another --port")
+        print(f"x_api.py: cannot use port {options.port}: {error.strerror}. Choose another --port.")
         return 1
     return 0
 

@@ -20,7 +20,7 @@ COMMIT_TIMEOUT_MS = int(1500 * PATIENCE)
 KEEP_PLACE_TIMEOUT_MS = 700
 
 MOVED_ON = "the group has moved on without this member"
-OUTPUT_STUCK = "the output is stuck in the middle of them"
+OUTPUT_STUCK = "the output is stuck in the middle of a write"
 GENERATION_ERRORS = (errors.CommitFailedError, errors.RebalanceInProgressError)
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 # Modules that requirements.txt installs, and the packages that provide them
 PACKAGES = {"dotenv": "python-dotenv", "kafka": "kafka-python", "requests": "requests"}
-INSTALL = "Run: pip install -r requirements.txt (see Install in README.md)"
+INSTALL = "Run: pip install -r requirements.txt (see README.md)"
 # Of a longer message, only this many characters of its beginning and of its end are shown
 MESSAGE_BEGINNING, MESSAGE_END = 300, 190
 # C0, DEL and C1, line ends, and what changes the direction of text
@@ -83,8 +83,11 @@ def _report_uncaught(
     package = PACKAGES.get((getattr(error, "name", None) or "").partition(".")[0])
     if isinstance(error, ImportError) and package:
         is_missing = isinstance(error, ModuleNotFoundError) and "." not in str(error.name)
-        problem = "is not installed" if is_missing else "is not the version that this needs"
-        say(f"the package {package} {problem}. {INSTALL}")
+        if is_missing:
+            problem = f"the package {package} is not installed"
+        else:
+            problem = f"the wrong version of {package} is installed"
+        say(f"{problem}. {INSTALL}")
     else:
         _write(mask("".join(traceback.format_exception(kind, error, trace))))
 

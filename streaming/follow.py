@@ -89,7 +89,7 @@ class Follower:
     ) -> None:
         try:
             if self._commits:
-                self._commits.give_up("the run ended before Kafka had confirmed it")
+                self._commits.give_up("the run ended before Kafka confirmed the commit")
             if isinstance(error, errors.KafkaError):
                 fail(f"cannot read topic {self._topic}: {self._kafka.explain(error)}")
         finally:

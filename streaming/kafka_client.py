@@ -129,8 +129,7 @@ class Kafka:
         if address and isinstance(error, CONNECTION_ERRORS):
             # Often a name that only the broker's own machine or container can resolve
             return Explanation(
-                f"cannot reach {address}, the address that Kafka gives for its broker: "
-                f"{self.trouble().cause}",
+                f"cannot reach {address}, the broker's advertised address: {self.trouble().cause}",
                 "Is it running there? Check the broker's advertised.listeners.",
             )
         if isinstance(error, NO_CONNECTION_ERRORS):

@@ -34,7 +34,7 @@ NOT_AUTHORIZED = Explanation(
 NO_GROUP_RIGHT = NOT_AUTHORIZED._replace(cause="not authorized to use the consumer group")
 TLS_FAILED = Explanation("TLS failed: {}", CHECK_TLS)
 TIMED_OUT = Explanation("Kafka did not respond in time")
-THROTTLED = "it is throttling this client because of a quota"
+THROTTLED = "a quota is throttling this client"
 NO_KEY = Explanation("a compacted topic accepts only events with a key", "Use -K.")
 # Kafka accepts or rejects a batch as a whole
 IN_REJECTED_BATCH = Explanation("in the same batch as an event that Kafka rejected")
@@ -44,8 +44,8 @@ BY_TYPE: dict[type[Exception], Explanation] = {
     errors.GroupAuthorizationFailedError: NO_GROUP_RIGHT,
     errors.AuthorizationError: NOT_AUTHORIZED,
     errors.InconsistentGroupProtocolError: Explanation(
-        "the other members of the group share out its partitions in another way",
-        "Use another -g, or set the range assignor there.",
+        "the group's other members use a different assignor",
+        "Use another group (-g), or set theirs to range.",
     ),
     errors.UnknownTopicOrPartitionError: Explanation("no such topic", "Check -t."),
     errors.MessageSizeTooLargeError: TOO_LARGE,

@@ -10,4 +10,5 @@ VERSION = "3.0.12"
 def check_version() -> None:
     """Exit if another version is installed; call it before what others may lack is imported."""
     if kafka.__version__ != VERSION:
-        fail(f"kafka-python {kafka.__version__} is installed, but this needs {VERSION}. {INSTALL}")
+        versions = f"{kafka.__version__} instead of {VERSION}"
+        fail(f"the wrong version of kafka-python is installed: {versions}. {INSTALL}")

@@ -113,7 +113,7 @@ class Backfill:
             minutes = "minute" if self._minutes == 1 else f"{self._minutes} minutes"
             return f"asked X for the last {minutes}"
         if self._refusals:
-            return "X refuses to resend them"
+            return "X refused to resend them"
         return "not requested again (see --backfill)"
 
 

@@ -59,8 +59,8 @@ CAUSES: dict[type[BaseException], str] = {
     TimeoutError: "no response",
     ssl.SSLEOFError: "the TLS connection was closed",
     ssl.SSLZeroReturnError: "the TLS connection was closed",
-    IncompleteRead: "the answer was cut off, or is not valid HTTP",  # of a chunk, either is
-    zlib.error: "the answer cannot be decompressed",
+    IncompleteRead: "the response was cut off or is not valid HTTP",  # of a chunk, either is
+    zlib.error: "the response cannot be decompressed",
 }
 
 
@@ -196,7 +196,7 @@ class Connection:
         for encoding in re.split("[, ]+", header):
             if encoding in ENCODINGS and encoding not in urllib3.HTTPResponse.CONTENT_DECODERS:
                 raise DecodeError(
-                    f"the answer is compressed with {encoding}, which was not asked for"
+                    f"the response is compressed with {encoding}, which was not requested"
                 )
 
     def _read(self) -> bytes:
@@ -210,11 +210,11 @@ def check_url(url: str, params: list[tuple[str, str]]) -> None:
     """Exit if a URL is invalid, without showing a password in it."""
     try:
         if "@" in url:  # a user and a password, which the token makes useless
-            raise ValueError("it is not a valid URL")
+            raise ValueError("the URL must not contain @, as in USER:PASSWORD@HOST")
         requests.Request("GET", url, params=params).prepare()
         (parse_url(url).host or "").encode("idna")  # its labels may be empty or too long
     except ValueError as error:
-        fail(f"cannot use STREAM_URL with --param: {error}", 2)
+        fail(f"invalid STREAM_URL or --param: {error}", 2)
 
 
 def broken_stream(error: Exception, splitter: LineSplitter) -> Disconnected:

@@ -35,11 +35,11 @@ NOT_ENROLLED = {"client-not-enrolled", "client-forbidden", "Client Forbidden"}
 # What to do about a problem with the connection
 HINTS = {
     "TooManyConnections": "another instance may be running with this token; to close stale "
-    "connections, call DELETE /2/connections/all of X's API",
+    "connections, call DELETE /2/connections/all in X's API",
     "RuleConfigurationIssue": "the stream has no rules; to add one, call "
-    "POST /2/tweets/search/stream/rules of X's API",
+    "POST /2/tweets/search/stream/rules in X's API",
     "RulesInvalidIssue": "the stream's rules are invalid; to list them, call "
-    "GET /2/tweets/search/stream/rules of X's API",
+    "GET /2/tweets/search/stream/rules in X's API",
 }
 CAPS = ("x-app-limit-24hour", "x-user-limit-24hour")  # as headers begin
 # What to do about used-up credits and caps, by X's name for them; the first one counts
@@ -49,8 +49,8 @@ RAISE_CAP = (
     "console."
 )
 USED_UP_ADVICE = {
-    "SpendCapReached": "The spending limit is reached. Raise it in X's developer console, or wait "
-    "for the next billing cycle.",
+    "SpendCapReached": "The spending limit has been reached. Raise it in X's developer console, or "
+    "wait for the next billing cycle.",
     "UsageCapExceeded": RAISE_CAP,
     "usage-capped": RAISE_CAP,
     "CreditsDepleted": BUY_CREDITS,

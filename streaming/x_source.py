@@ -174,13 +174,14 @@ class TweetSource(Source):
         is_repeated = end.rule is USED_UP and end.kind == self._last_kind
         self._last_kind = end.kind
         if not is_repeated:
-            self._throttle.say(kind, f"{reason}; reconnecting in {seconds:.1f} s")
+            when = f"in {seconds:.1f} s" if seconds >= 0.05 else "now"
+            self._throttle.say(kind, f"{reason}; reconnecting {when}")
 
     def _give_up(self, refused: Refused) -> NoReturn:
         """Exit with what X said, and what to do."""
         times = self._backoff.refusals
-        refuses = f"has refused {times} times in a row" if times > 1 else "refuses"
+        repeated = f" {times} times in a row" if times > 1 else ""
         # The same parameters may have been accepted before
         is_usage_error = refused.status == 400 and not self._backoff.has_streamed
-        message = f"X {refuses}: {refused.reason}. {refused.advice}"
+        message = f"X refused the request{repeated}: {refused.reason}. {refused.advice}"
         fail(message, 2 if is_usage_error else 1)

@@ -104,7 +104,7 @@ def test_no_network_at_the_first_start(
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
     assert failure_of(Broker()) == (
-        "cannot download Kafka 4.3.1 (44 MB, needed once): Connection refused. "
+        "cannot download Kafka 4.3.1 (about 45 MB, needed once): Connection refused. "
         "Check the network and the proxy."
     )
 

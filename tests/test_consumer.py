@@ -743,8 +743,8 @@ def test_a_group_whose_members_have_another_assignor(
     member.subscribe([topic])
     wait_until(lambda: member.poll(0.1) or member.assignment())
     message = (
-        f"consumer.py: cannot read topic {topic}: the other members of the group share out its "
-        "partitions in another way. Use another -g, or set the range assignor there.\n"
+        f"consumer.py: cannot read topic {topic}: the group's other members use a different "
+        "assignor. Use another group (-g), or set theirs to range.\n"
     )
     check(scripts.start("consumer", "-t", topic, "-g", topic), b"", message.encode(), 1)
     member.close()

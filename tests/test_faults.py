@@ -534,7 +534,7 @@ def test_a_quota(
         producer.send(topic, line)
     producer.flush()
     consumer = scripts.start("consumer", "-t", topic, env={"KAFKA_CLIENT_ID": topic, **IMPATIENT})
-    message = b"consumer.py: waiting for Kafka: it is throttling this client because of a quota\n"
+    message = b"consumer.py: waiting for Kafka: a quota is throttling this client\n"
     consumer.wait_for(lambda it: message in it.err)
     done = consumer.end(signal.SIGTERM)
     found = done.stdout.splitlines()

@@ -60,7 +60,7 @@ def test_a_missing_package_is_a_sentence(
         done = process.end()
         expected = (
             f"{script}.py: the package {PACKAGES[missing]} is not installed. "
-            "Run: pip install -r requirements.txt (see Install in README.md)\n"
+            "Run: pip install -r requirements.txt (see README.md)\n"
         )
         if missing == "requests" and script != "twitter-stream":
             expected = f"{script}.py: cannot connect to Kafka at {brokers}: connection refused. "
@@ -69,10 +69,12 @@ def test_a_missing_package_is_a_sentence(
 
 
 OTHER_VERSIONS = {
-    '__version__ = "3.0.13"': "kafka-python 3.0.13 is installed, but this needs 3.0.12",
+    '__version__ = "3.0.13"': (
+        "the wrong version of kafka-python is installed: 3.0.13 instead of 3.0.12"
+    ),
     # As version 2.0 does where Python is 3.12 or later
-    "import kafka.vendor.six.moves": "the package kafka-python is not the version that this needs",
-    "from kafka import nothing": "the package kafka-python is not the version that this needs",
+    "import kafka.vendor.six.moves": "the wrong version of kafka-python is installed",
+    "from kafka import nothing": "the wrong version of kafka-python is installed",
 }
 
 
@@ -89,7 +91,7 @@ def test_another_version_of_kafka_python_is_refused(
         assert (done.returncode, done.stdout) == (1, b"")
         assert done.stderr.decode() == (
             f"{script}.py: {OTHER_VERSIONS[stub]}. "
-            "Run: pip install -r requirements.txt (see Install in README.md)\n"
+            "Run: pip install -r requirements.txt (see README.md)\n"
         )
 
 

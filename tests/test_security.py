@@ -256,7 +256,7 @@ def unreachable(script: str, listener: str, cause: str) -> Failure:
     """Kafka is reached there, but at the address that it then gives, it is not."""
     sentence = (
         f"cannot {'create' if script == 'producer' else 'read'} topic new: "
-        f"cannot reach {{{listener}}}, the address that Kafka gives for its broker: {cause}. "
+        f"cannot reach {{{listener}}}, the broker's advertised address: {cause}. "
         "Is it running there? Check the broker's advertised.listeners."
     )
     return Failure(

@@ -189,7 +189,7 @@ SCRAM = (
 SSL = "KAFKA_SECURITY_PROTOCOL=SSL\n"
 PROTOCOLS = "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
 UNKNOWN = "unknown setting {} in {{path}}; did you mean {}?"
-NOT_A_NAME = "{path}: expected NAME=VALUE in every line. See .env.example."
+NOT_A_NAME = "{path}: expected NAME=VALUE on every line. See .env.example."
 NO_ASSIGNMENT = "{path}, near line 3: expected NAME=VALUE. See .env.example."
 MUST_BE = "KAFKA_{} must be {}. See .env.example."
 MISSING = "KAFKA_SASL_{} is missing; {} needs it. See .env.example."

@@ -35,8 +35,8 @@ def test_a_member_whose_reader_stands_still_keeps_its_partitions(
     assert [each["client_id"] for each in group["members"]] == ["kafka-python-3.0.12"]
     console.press_ctrl_c()
     message = (
-        f"consumer.py: cannot commit for group {topic}: the output is stuck in the middle of them. "
-        "Up to 40 events will be printed again.\n"
+        f"consumer.py: cannot commit for group {topic}: the output is stuck in the middle of a "
+        "write. Up to 40 events will be printed again.\n"
     )
     assert member.end() == (0, b"0", message)
     count = committed()
