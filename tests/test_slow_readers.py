@@ -215,7 +215,7 @@ def test_a_terminal_that_is_stopped(scripts: Scripts, topic: str, admin: KafkaAd
                 shown += terminal.read()
     message = re.fullmatch(
         rf"consumer\.py: cannot commit for group {topic}: the output is stuck in the middle of "
-        r"them\. Up to (\d+) events will be printed again\.\n",
+        r"a write\. Up to (\d+) events will be printed again\.\n",
         ended.stderr.decode(),
     )
     assert ended.returncode == 0
@@ -275,8 +275,8 @@ def test_kafka_is_away_when_the_run_ends(
     resume(kafka)
     count = printed.count(b"\n")
     message = (
-        f"consumer.py: cannot commit for group {topic}: the run ended before Kafka had confirmed "
-        f"it. Up to {count - before} events will be printed again.\n"
+        f"consumer.py: cannot commit for group {topic}: the run ended before Kafka confirmed "
+        f"the commit. Up to {count - before} events will be printed again.\n"
     )
     assert (ended.returncode, ended.stderr.decode()) == (0, message)
     rest = scripts.run("consumer", "-t", topic, "-g", topic, "-e").stdout
