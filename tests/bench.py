@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -43,20 +43,21 @@ def some(commands: Mapping[str, str], count: int) -> dict[str, str]:
 PUBLISH = {
     "producer.py": "producer.py -t TOPIC",
     "kcat": "kcat -P -b ADDRESS -t TOPIC",
-    "Java console producer": "ConsoleProducer --bootstrap-server ADDRESS --topic TOPIC",
+    "Java console": "ConsoleProducer --bootstrap-server ADDRESS --topic TOPIC",
     "send() loop, tuned": "send-loop ADDRESS TOPIC linger_ms=20 batch_size=262144",
     "send() loop": "send-loop ADDRESS TOPIC",
-    "python -m kafka.producer": "python -m kafka.producer -b ADDRESS -t TOPIC",
+    "python -m kafka.*": "python -m kafka.producer -b ADDRESS -t TOPIC",
 }
+# In the same order as those that publish: they share the columns of the table
 PRINT = {
     "consumer.py": "consumer.py -t TOPIC -n COUNT",
     "kcat": "kcat -C -q -b ADDRESS -t TOPIC -o beginning -c COUNT",
-    "Java console consumer": "ConsoleConsumer --bootstrap-server ADDRESS --topic TOPIC"
+    "Java console": "ConsoleConsumer --bootstrap-server ADDRESS --topic TOPIC"
     " --from-beginning --max-messages COUNT",
     "poll() loop": "poll-loop ADDRESS TOPIC COUNT",
     "iterator": "iterator ADDRESS TOPIC COUNT",
     # It does not end by itself
-    "python -m kafka.consumer": "python -u -m kafka.consumer -b ADDRESS -t TOPIC -f str"
+    "python -m kafka.*": "python -u -m kafka.consumer -b ADDRESS -t TOPIC -f str"
     " -C auto_offset_reset=earliest",
 }
 PRINT_TO_THE_END = {
@@ -66,21 +67,15 @@ PRINT_TO_THE_END = {
 PRINT_IN_A_GROUP = {
     "consumer.py": "consumer.py -t TOPIC -n COUNT -g GROUP",
     "kcat": "kcat -q -b ADDRESS -c COUNT -X auto.offset.reset=earliest -G GROUP TOPIC",
-    "Java console consumer": PRINT["Java console consumer"] + " --group GROUP",
+    "Java console": PRINT["Java console"] + " --group GROUP",
 }
-HELP = {
-    "producer.py": "producer.py --help",
-    "consumer.py": "consumer.py --help",
-    "kcat": "kcat -h",
-    "python -c pass": "python -c pass",
-}
+HELP = {"producer.py": "producer.py --help", "kcat": "kcat -h"}
 PUBLISH_KEYS = extended(
     PUBLISH,
     {
         "producer.py": " -K :",
         "kcat": " -K : -X topic.partitioner=murmur2_random",  # as the others choose a partition
-        "Java console producer": " --reader-property parse.key=true"
-        " --reader-property key.separator=:",
+        "Java console": " --reader-property parse.key=true --reader-property key.separator=:",
     },
 )
 PRINT_KEYS = extended(
@@ -88,8 +83,7 @@ PRINT_KEYS = extended(
     {
         "consumer.py": " -K :",
         "kcat": " -K :",
-        "Java console consumer": " --formatter-property print.key=true"
-        " --formatter-property key.separator=:",
+        "Java console": " --formatter-property print.key=true --formatter-property key.separator=:",
     },
 )
 PUBLISH_ZSTD = extended(
@@ -97,7 +91,7 @@ PUBLISH_ZSTD = extended(
     {
         "producer.py": "",  # with a setting
         "kcat": " -z zstd",
-        "Java console producer": " --command-property compression.type=zstd",
+        "Java console": " --command-property compression.type=zstd",
     },
 )
 PRINT_JSON = extended(PRINT, {"consumer.py": " --json", "kcat": " -J"})
@@ -139,12 +133,12 @@ class Goal(NamedTuple):
 
 GOALS = (
     Goal("publish", "producer.py", "at most", 4, "kcat"),
-    Goal("publish", "Java console producer", "at least", 2.5, "producer.py"),
+    Goal("publish", "Java console", "at least", 2.5, "producer.py"),
     Goal("publish", "send() loop, tuned", "at least", 6, "producer.py"),
     Goal("publish-keyed", "producer.py", "at most", 6, "kcat"),
     Goal("publish-many", "producer.py", "at most", 2.5, "kcat"),
     Goal("print-end", "consumer.py", "at most", 3.5, "kcat"),
-    Goal("print", "Java console consumer", "at least", 1.5, "consumer.py"),
+    Goal("print", "Java console", "at least", 1.5, "consumer.py"),
     Goal("print", "iterator", "at least", 2.5, "consumer.py"),
 )
 MEMORY_GOALS = {"producer.py": 60, "consumer.py": 80}  # MB, in every work
@@ -189,23 +183,35 @@ class Result(NamedTuple):
 Results = dict[str, Result]  # by work
 
 
-def rows(result: Result) -> Iterator[str]:
-    """The rows of a work: the time of the first tool, ours, is the unit of the others'."""
-    title = result.title
-    unit = next(iter(result.runs.values())).seconds
-    for name, runs in result.runs.items():
-        tool = f"**{name}**" if name in OWN else name
-        if runs.failure:
-            yield f"| {title} | {tool} | failed | {runs.failure[:150]} | | | |"
-        else:
-            times = [each.seconds for each in runs]
-            spread = f"{runs.seconds:.2f} ({min(times):.2f} to {max(times):.2f})"
-            cpu = statistics.median(each.cpu_seconds for each in runs)
-            most = max(each.megabytes for each in runs)
-            ratio = runs.seconds / unit
-            cells = [title, tool, f"{ratio:.2f}", spread, str(len(times)), f"{cpu:.2f}", most or ""]
-            yield f"| {' | '.join(map(str, cells))} |"
-        title = ""
+Column = tuple[str, str]  # a tool that publishes, and the one that prints in the same way
+
+
+def table_columns(has_before: bool) -> Iterator[Column]:
+    """The columns of the table, ours first; `has_before`: another checkout's scripts follow."""
+    for column in zip(PUBLISH, PRINT, strict=True):
+        yield column
+        if has_before and column == OWN:
+            yield OWN[0] + BEFORE, OWN[1] + BEFORE
+
+
+def table_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table_head(columns: Sequence[Column]) -> str:
+    names = [" / ".join(dict.fromkeys(column)) for column in columns]
+    return f"{table_row(['seconds (MB)', *names])}\n|{'---|' * (1 + len(columns))}"
+
+
+def cell(result: Result, column: Column) -> str:
+    """The median time and the peak memory of the column's tool; "" if it does not do this work."""
+    runs = result.runs.get(column[0]) or result.runs.get(column[1])
+    if not runs:
+        return ""
+    if runs.failure:
+        return f"failed: {runs.failure[:150]}"
+    megabytes = max(each.megabytes for each in runs)
+    return f"{runs.seconds:.2f} ({megabytes or '–'})"
 
 
 class Verdict(NamedTuple):
@@ -330,15 +336,15 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure_all(bench: Bench, names: Sequence[str]) -> Results:
-    """Measure these works, and print a table that grows by one work at a time."""
-    print("| | tool | time | seconds (least to most) | runs | CPU seconds | MB |")
-    print("|---|---|---|---|---|---|---|")
+def measure_all(bench: Bench, names: Sequence[str], columns: Sequence[Column]) -> Results:
+    """Measure these works, and print a table that grows by one row at a time."""
+    print(table_head(columns))
     results: Results = {}
     for name in names:
         work = WORKS[name]
-        results[name] = Result(work.title_for(bench.scaled(work)), bench.measure(work))
-        print(*rows(results[name]), sep="\n", flush=True)
+        result = Result(work.title_for(bench.scaled(work)), bench.measure(work))
+        print(table_row([result.title, *(cell(result, column) for column in columns)]), flush=True)
+        results[name] = result
     return results
 
 
@@ -347,7 +353,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{', '.join(conditions())}; medians of {options.rounds} rounds\n", flush=True)
     with tempfile.TemporaryDirectory() as folder, Broker() as broker:
         bench = Bench(broker.address, Path(folder), options)
-        results = measure_all(bench, [name for name in WORKS if name in options.only])
+        names = [name for name in WORKS if name in options.only]
+        results = measure_all(bench, names, list(table_columns(bool(options.before))))
         if STARTUP in options.only:
             show_startup(bench)
         bench.close()

@@ -102,7 +102,6 @@ class Done(NamedTuple):
     """A process that has ended; it may have failed."""
 
     seconds: float
-    cpu_seconds: float
     megabytes: int  # its peak memory
     failure: str = ""
 
@@ -297,11 +296,10 @@ def watch(process: subprocess.Popen[bytes], is_finished: Callable[[], bool] | No
             signal.pidfd_send_signal(ended, signal.SIGKILL)  # process.kill() may reap it
     seconds = time.perf_counter() - began
     os.close(ended)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    has_ended_well = is_finished() if is_finished else process.returncode == 0
-    failure = "" if has_ended_well else f"status {process.returncode} after {seconds:.0f} s"
-    return Done(seconds, usage.ru_utime + usage.ru_stime, most, failure)
+    status = process.wait()
+    has_ended_well = is_finished() if is_finished else status == 0
+    failure = "" if has_ended_well else f"status {status} after {seconds:.0f} s"
+    return Done(seconds, most, failure)
 
 
 def is_same(sent: Path, printed: Path, work: Work) -> bool:

@@ -13,11 +13,13 @@ from bench import (
     GOALS,
     WORKS,
     Result,
+    cell,
     exit_status,
     judge,
     judge_memory,
-    rows,
     show_goals,
+    table_columns,
+    table_head,
     write_chart,
 )
 from conftest import REPOSITORY
@@ -25,7 +27,7 @@ from measure import Done, Runs, Work, is_same, watch
 
 
 def runs(*seconds: float, failure: str = "") -> Runs:
-    return Runs(Done(each, 0.5, 70, failure) for each in seconds)
+    return Runs(Done(each, 70, failure) for each in seconds)
 
 
 def result(failure: str = "") -> Result:
@@ -45,18 +47,22 @@ def test_the_bench_runs(tmp_path: Path) -> None:
         timeout=1800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    first_rows = re.findall(r"^\| .+ \| \*\*\w+.py\*\* \| 1.00 \|", done.stdout, re.MULTILINE)
-    assert len(first_rows) == len(WORKS)
+    own_cells = re.findall(r"^\| [^|]+ \| \d+\.\d\d \(\d+\) \|", done.stdout, re.MULTILINE)
+    assert len(own_cells) == len(WORKS)
     assert re.search(r"^\| publish the event \| [\d.]+ \|", done.stdout, re.MULTILINE)
     assert list(tmp_path.iterdir()) == [chart]
 
 
-def test_a_row_for_each_tool() -> None:
-    assert list(rows(result())) == [
-        "| publish | **producer.py** | 1.00 | 3.00 (2.00 to 7.00) | 3 | 0.50 | 70 |",
-        "|  | kcat | 0.33 | 1.00 (1.00 to 1.00) | 1 | 0.50 | 70 |",
-    ]
-    assert "| failed | status 1 |" in next(rows(result("status 1")))
+def test_tools_that_publish_and_print_in_the_same_way_share_a_column() -> None:
+    columns = list(table_columns(has_before=True))
+    assert table_head(columns[:3]) == (
+        "| seconds (MB) | producer.py / consumer.py | producer.py before / consumer.py before "
+        "| kcat |\n|---|---|---|---|"
+    )
+    assert [cell(result(), column) for column in columns[:4]] == ["3.00 (70)", "", "1.00 (70)", ""]
+    assert cell(result("status 1"), columns[0]) == "failed: status 1"
+    own = Result("print", {"consumer.py": runs(2), "consumer.py before": runs(4)})
+    assert [cell(own, column) for column in columns[:3]] == ["2.00 (70)", "4.00 (70)", ""]
 
 
 def test_a_tool_that_is_slow_or_fails_does_not_run_again() -> None:
@@ -97,7 +103,7 @@ def test_a_small_chart_of_what_did_not_fail(tmp_path: Path) -> None:
 
 def test_processes_that_end_fail_or_finish_their_work() -> None:
     ended = watch(subprocess.Popen([sys.executable, "-c", "print(sum(range(10**7)))"]))
-    assert (ended.failure, ended.cpu_seconds > 0, 0 < ended.megabytes < 30) == ("", True, True)
+    assert (ended.failure, ended.seconds > 0, 0 < ended.megabytes < 30) == ("", True, True)
     assert watch(subprocess.Popen(["/bin/sh", "-c", "exit 3"])).failure.startswith("status 3 ")
     assert watch(subprocess.Popen(["/bin/sleep", "900"]), lambda: True).failure == ""
 
