@@ -25,7 +25,7 @@ windows: packages ## the Windows tests, on a Windows Python under Wine; Debian o
 	@$(BIN)/python tests/windows/wine.py
 	$(BIN)/python -m pytest -n 3 tests/windows
 
-soak: packages ## twitter-stream.py under faults, kills and failing connects, on a quiet stream, and for a day of a million tweets; ARGS=--help
+soak: packages ## twitter-stream.py under faults, kills and failing connects, on a quiet stream, and with a million tweets; ARGS=--help
 	@PYTHONPATH=demo $(BIN)/python tests/soak.py $(ARGS)
 
 mixture: packages ## random files published under faults, read back by kcat and compared; ARGS="--minutes 30 --seed 7"

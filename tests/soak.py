@@ -4,8 +4,8 @@ faults  each kind of fault once, at X's pace
 quiet   a filtered stream on which tweets are rare, with a fault now and then
 kills   kill -9 again and again, and whether --backfill fills the gaps
 memory  memory and descriptors over thousands of failing connects
-day     a day's tweets at full speed: a fault of a random kind every 10,000 tweets, and Kafka
-        killed and started again twice
+volume  a million tweets, 4.8 hours of the sampled stream, at full speed: a fault of a random kind
+        every 10,000 tweets, and Kafka killed and started again twice
 """
 
 import argparse
@@ -35,7 +35,7 @@ from broker import Broker, ReservedPort
 from x_api import TOKEN, Step, XApi, tweet
 
 HERE = Path(__file__).parent.parent
-PARTS = ("faults", "quiet", "kills", "memory", "day")
+PARTS = ("faults", "quiet", "kills", "memory", "volume")
 SUMMARY = re.compile(
     r"published (?P<published>\d+) tweets? to \S+"
     r" \((?P<reconnects>\d+) reconnects?, (?P<skipped>\d+) skipped"
@@ -324,7 +324,7 @@ def show_quiet(faults: int, seed: int) -> bool:
     chance = random.Random(seed)
     names = [QUIET_FAULTS[number % len(QUIET_FAULTS)] for number in range(faults)]
     chance.shuffle(names)
-    script = [*day_script(names, QUIET_CONNECTION, QUIET_SECOND, batch=1)[:-1], Step()]
+    script = [*script_of(names, QUIET_CONNECTION, QUIET_SECOND, batch=1)[:-1], Step()]
     print(f"a quiet stream with {faults} faults, seed {seed}")
     with Broker() as broker, XApi(script, rate=QUIET_RATE, keep_alive=QUIET_KEEP_ALIVE) as api:
         api.rules.add([QUIET_RULE])
@@ -536,18 +536,18 @@ def usage_after(follower: Follower, connects: int) -> Usage:
     return Usage(follower.descriptors(), follower.memory())
 
 
-# ------------------------------------------------------------------ the day
+# ------------------------------------------------------------------ many tweets
 
 
-class Day(NamedTuple):
-    """What was measured during the day."""
+class Volume(NamedTuple):
+    """What was measured during a run with many tweets."""
 
     summary: re.Match[str]
     memory: list[float]  # MB, at 10% and at 100% of the tweets
     outages: list[float]  # seconds
 
 
-def live_a_day(tweets: int, every: int, seed: int, second: float) -> bool:
+def show_volume(tweets: int, every: int, seed: int, second: float) -> bool:
     """Run it, and print what was measured; return whether nothing was lost or invented.
 
     `every` is the number of tweets between two faults, `second` the length of a second of X's
@@ -559,16 +559,16 @@ def live_a_day(tweets: int, every: int, seed: int, second: float) -> bool:
     for name, count in sorted(Counter(names).items()):
         print(f"  {count} x {name}", flush=True)
     began = time.monotonic()
-    with Broker() as broker, XApi(day_script(names, every, second)) as api:
+    with Broker() as broker, XApi(script_of(names, every, second)) as api:
         with Follower(broker, api.url, "soak", second) as follower:
-            day = follow_for_a_day(follower, broker, api, tweets)
+            volume = follow_all(follower, broker, api, tweets)
         found = count_values(broker, "soak")
-    is_good = report(day, api, found)
+    is_good = report_volume(volume, api, found)
     print(f"time        {time.monotonic() - began:9.0f} s", flush=True)
     return is_good
 
 
-def day_script(names: list[str], every: int, second: float, batch: int = 50) -> list[Step]:
+def script_of(names: list[str], every: int, second: float, batch: int = 50) -> list[Step]:
     """The steps of the faults with these names; after them, only silence."""
     script: list[Step] = []
     for name in names:
@@ -580,7 +580,7 @@ def day_script(names: list[str], every: int, second: float, batch: int = 50) -> 
     return [*script, Step(tweets=0, end="silence")]
 
 
-def follow_for_a_day(follower: Follower, broker: Broker, api: XApi, tweets: int) -> Day:
+def follow_all(follower: Follower, broker: Broker, api: XApi, tweets: int) -> Volume:
     def wait_for(part: float) -> None:
         follower.wait_until(lambda: len(api.sent) >= part * tweets, 3600)
 
@@ -594,7 +594,7 @@ def follow_for_a_day(follower: Follower, broker: Broker, api: XApi, tweets: int)
     memory.append(follower.memory())
     # Whoever takes the last step has read all tweets
     follower.wait_until(lambda: len(api.requests) >= len(api.script), 3600)
-    return Day(follower.stop(), memory, outages)
+    return Volume(follower.stop(), memory, outages)
 
 
 def restart(broker: Broker) -> float:
@@ -605,20 +605,20 @@ def restart(broker: Broker) -> float:
     return time.monotonic() - began
 
 
-def report(day: Day, api: XApi, found: Counter[bytes]) -> bool:
-    """Print the day's figures; return whether they are as they should be."""
+def report_volume(volume: Volume, api: XApi, found: Counter[bytes]) -> bool:
+    """Print what was measured; return whether it is as it should be."""
     sent = Counter(api.sent)
     lost, extra, twice = (sent - found).total(), (found - sent).total(), len(api.sent) - len(sent)
-    first, second = day.outages
-    early, late = day.memory
+    first, second = volume.outages
+    early, late = volume.memory
     print(f"Kafka killed and started again, back after {first:.1f} and {second:.1f} s")
     print(f"sent whole  {len(api.sent):9,}")
-    print(f"published   {found.total():9,} (its summary: {day.summary[0]})")
+    print(f"published   {found.total():9,} (its summary: {volume.summary[0]})")
     print(f"lost        {lost:9,}")
     print(f"duplicates  {extra + twice:9,} ({twice:,} were sent twice)")
     print(f"connects    {len(api.requests):9,} (at most {api.most_open} at a time)")
     print(f"memory      {early:9.1f} MB at 10 %, {late:.1f} MB at 100 %")
-    is_exact = lost == extra == 0 and found.total() == int(day.summary["published"])
+    is_exact = lost == extra == 0 and found.total() == int(volume.summary["published"])
     return is_exact and abs(late - early) <= 20 and api.most_open == 1
 
 
@@ -630,7 +630,7 @@ def main(argv: list[str] | None = None) -> int:
         "quiet": lambda: show_quiet(options.quiet_faults, seed),
         "kills": lambda: show_kills(options.kills, seed),
         "memory": lambda: show_memory(options.connects),
-        "day": lambda: live_a_day(options.tweets, options.every, seed, options.second),
+        "volume": lambda: show_volume(options.tweets, options.every, seed, options.second),
     }
     results = [parts[name]() for name in PARTS if name in (options.only or PARTS)]
     return 0 if all(results) else 1
@@ -657,13 +657,13 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
         "--connects", type=int, default=4000, help="failing connects of each kind (default: 4,000)"
     )
     parser.add_argument(
-        "--tweets", type=int, default=1_000_000, help="tweets in the day (default: 1,000,000)"
+        "--tweets", type=int, default=1_000_000, help="tweets in volume (default: 1,000,000)"
     )
     parser.add_argument(
-        "--every", type=int, default=10_000, help="tweets between two faults (default: 10,000)"
+        "--every", type=int, default=10_000, help="tweets between its faults (default: 10,000)"
     )
     parser.add_argument(
-        "--second", type=float, default=0.1, help="length of a second in the day (default: 0.1)"
+        "--second", type=float, default=0.1, help="length of X's second in it (default: 0.1)"
     )
     return parser.parse_args(argv)
 
