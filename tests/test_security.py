@@ -64,7 +64,7 @@ RIGHTS = {
     WRITER: (ACLOperation.WRITE, "open"),
     "reader": (ACLOperation.READ, "open"),
     "creator": (ACLOperation.WRITE, "new"),  # who may write to it, but not create it
-    "watcher": (ACLOperation.DESCRIBE, "empty"),  # who may see it, but not read it
+    "watcher": (ACLOperation.DESCRIBE, "empty"),  # who may see it and group watched, but not read
 }
 
 
@@ -180,6 +180,7 @@ def grant_rights(admin: KafkaAdminClient) -> None:
     topic, group, cluster = ResourceType.TOPIC, ResourceType.GROUP, ResourceType.CLUSTER
     rules = [(user, operation, topic, name) for user, (operation, name) in RIGHTS.items()]
     rules.append(("everyone", ACLOperation.ALL, group, "*"))
+    rules.append(("watcher", ACLOperation.DESCRIBE, group, "watched"))
     rules.append(("everyone", ACLOperation.CREATE, cluster, "kafka-cluster"))
     for user, operation, resource, name in rules:
         pattern = ResourcePattern(resource, name)
@@ -208,6 +209,7 @@ NO_RIGHT = "not authorized. Grant the user this permission, for example with kaf
 NO_GROUP_RIGHT = NO_RIGHT.replace("authorized", "authorized to use the consumer group")
 PRODUCE = ("producer", "-n", "1", "-t", "open")
 CONSUME = ("consumer", "-e", "-t", "open")
+LIST = ("consumer", "--list", "-t")
 
 
 def but(settings: dict[str, str], **changed: str) -> dict[str, str]:
@@ -229,6 +231,10 @@ def unpublished(topic: str) -> str:
 
 def unreadable(topic: str, cause: str = NO_RIGHT) -> str:
     return f"cannot read topic {topic}: {cause}"
+
+
+def unlisted(topic: str, cause: str = NO_RIGHT) -> str:
+    return f"cannot list topic {topic}: {cause}"
 
 
 class Failure(NamedTuple):
@@ -289,6 +295,8 @@ REFUSALS = [
     Failure(as_user(WRITER), ("consumer", "-t", "closed"), unreadable("closed")),
     Failure(as_user("watcher"), (*CONSUME, "-t", "empty"), unreadable("empty")),
     Failure(as_user("reader"), (*CONSUME, "-g", "readers"), unreadable("open", NO_GROUP_RIGHT)),
+    Failure(as_user("watcher"), (*LIST, "open"), unlisted("open")),
+    Failure(as_user("watcher"), (*LIST, "empty", "-g", "g"), unlisted("empty", NO_GROUP_RIGHT)),
     unreachable("producer", "NOBODY", "connection refused"),
     unreachable("consumer", "SILENCE", "no response"),
     unreachable("producer", "NOWHERE", "unknown host kafka.invalid"),
@@ -350,6 +358,19 @@ def check_round_trip(
     assert sorted(printed.stdout.splitlines()) == [b"a:1", b"b:2"]
 
 
+def check_lists(secured: Secured, folder: Path, server: ForkServer) -> None:
+    """DESCRIBE is enough to list a topic, and a group's place in it; others are left out."""
+    scripts = secured.scripts(folder / "watcher", as_user("watcher"), server)
+    topics = scripts.start("consumer", "--list")
+    group = scripts.start("consumer", "--list", "-t", "empty", "-g", "watched")
+    for listing, line in (
+        (topics, b"empty  1 partition  0 events\n"),
+        (group, b"partition 0  first 0  end 0  leader 1  committed -  lag -\n"),
+    ):
+        done = listing.end()
+        assert (done.returncode, done.stdout, done.stderr) == (0, line, b"")
+
+
 @pytest.mark.long
 def test_a_secured_kafka_lets_in_whom_it_should_and_refuses_the_others(
     secured: Secured, tmp_path: Path, server: ForkServer
@@ -367,6 +388,7 @@ def test_a_secured_kafka_lets_in_whom_it_should_and_refuses_the_others(
     scripts = secured.scripts(tmp_path / "writer", as_user(WRITER), server)
     done = scripts.run("producer", "-t", "open", input=b"one\ntwo\n")
     assert (done.returncode, done.stderr) == (0, b"producer.py: published 2 events to open\n")
+    check_lists(secured, tmp_path, server)
     check_refused(secured, refused)
 
 
