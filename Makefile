@@ -34,9 +34,9 @@ mixture: packages ## random files published under faults, read back by kcat and 
 bench: packages ## measure the scripts against their alternatives; ARGS=--help
 	@PYTHONPATH=demo $(BIN)/python tests/bench.py $(ARGS)
 
-picture: packages ## draw docs/demo.svg from what the demo prints
-	@$(BIN)/python demo/demo.py > $(VENV)/demo.txt 2>&1
-	@$(BIN)/python demo/picture.py < $(VENV)/demo.txt > docs/demo.svg
+picture: packages ## draw docs/demo.svg from a run of the three scripts
+	@$(BIN)/python demo/picture.py > $(VENV)/demo.svg
+	@mv $(VENV)/demo.svg docs/demo.svg
 
 lint: packages ## style and types
 	$(BIN)/ruff check .
