@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import select
 import socket
 import ssl
 import struct
@@ -401,7 +402,7 @@ class Handler(BaseHTTPRequestHandler):
         """Send as many tweets as the step says, with keep-alives in between."""
         flow = [time.monotonic()] * 2
         for count in itertools.count(0, self.step.batch):
-            if count == self.step.tweets or self.api.stopped.is_set():
+            if count == self.step.tweets or self.api.stopped.is_set() or self.has_client_left():
                 break
             tweets = self.next_tweets(self.step.batch)
             self.send_tweets(tweets)
@@ -412,6 +413,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.note_time(flow)
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
                 break
+
+    def has_client_left(self) -> bool:
+        """Clients send nothing after the request, so there is something to read once they leave."""
+        return bool(select.select([self.connection], [], [], 0)[0])
 
     def note_time(self, flow: list[float]) -> None:
         if flow not in self.api.flows[-1:]:
