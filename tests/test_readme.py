@@ -498,11 +498,11 @@ def test_the_numbers_are_the_real_ones() -> None:
     assert importlib.import_module("twitter-stream").TIMEOUT == 3600
     connects, minutes = x_pacing.MAX_CONNECTS, x_pacing.CONNECT_WINDOW // 60
     network, http = x_pacing.NETWORK, x_pacing.HTTP
-    mebibytes = x_http.MAX_LINE_BYTES >> 20
+    mebibytes, window = x_http.MAX_LINE_BYTES >> 20, x_pacing.X_WINDOW // 60
     text = " ".join(TEXT.split())
     for quoted in (
         f"up to {network.longest} s after network errors, {http.longest} s after HTTP errors",
-        f"and {x_pacing.X_WINDOW // 60} minutes after a rate limit or when X asks for a longer wait",
+        f"and {window} minutes after a rate limit or when X asks for a longer wait",
         f"the script retries at least every {x_pacing.NO_RULES.longest} s",
         f"no complete line for {x_pacing.SILENCE} s",
         f"Every gap of more than {x_pacing.SILENCE} s",
