@@ -61,7 +61,12 @@ def run(command: list[str], env: dict[str, str]) -> None:
     text = " ".join(["python", *command])
     print(f"{PROMPT} {text}", flush=True)
     done = subprocess.run(
-        [sys.executable, *command], cwd=HERE, env=env, stdout=subprocess.PIPE, timeout=300
+        [sys.executable, *command],
+        cwd=HERE,
+        env=env,
+        stdin=subprocess.DEVNULL,  # a pipe's lines would be published
+        stdout=subprocess.PIPE,
+        timeout=300,
     )
     sys.stdout.buffer.write(done.stdout + b"\n")
     sys.stdout.flush()

@@ -245,6 +245,24 @@ def test_a_wrong_request_for_rules() -> None:
         assert ask(rules)[1]["meta"]["result_count"] == 0
 
 
+def test_the_demo_leaves_its_own_standard_input_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "producer.py").write_text("import sys; print(len(sys.stdin.read()))")
+    monkeypatch.setattr(demo, "HERE", tmp_path)
+    with open(tmp_path / "lines", "w+b") as lines:
+        lines.write(b"line\n")
+        lines.seek(0)
+        before = os.dup(0)
+        os.dup2(lines.fileno(), 0)
+        try:
+            demo.run(["producer.py"], dict(os.environ))
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+    assert capfdbinary.readouterr().out.endswith(b"\n0\n\n")
+
+
 def test_the_demo_fails_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step fails by its status; consumer.py also if an event is missing."""
     (tmp_path / "producer.py").write_text("raise SystemExit(3)")
