@@ -402,10 +402,13 @@ class Handler(BaseHTTPRequestHandler):
         """Send as many tweets as the step says, with keep-alives in between."""
         flow = [time.monotonic()] * 2
         for count in itertools.count(0, self.step.batch):
-            if count == self.step.tweets or self.api.stopped.is_set() or self.has_client_left():
+            if count == self.step.tweets or self.api.stopped.is_set():
                 break
             tweets = self.next_tweets(self.step.batch)
-            self.send_tweets(tweets)
+            if tweets:
+                self.send_tweets(tweets)
+            else:
+                self.check_client()
             is_quiet = time.monotonic() > flow[1] + self.api.keep_alive
             if is_quiet if self.is_filtered else count % 10 == 9:
                 self.send(KEEP_ALIVE)
@@ -414,9 +417,13 @@ class Handler(BaseHTTPRequestHandler):
             if self.api.rate and self.api.stopped.wait(1 / self.api.rate):
                 break
 
-    def has_client_left(self) -> bool:
-        """Clients send nothing after the request, so there is something to read once they leave."""
-        return bool(select.select([self.connection], [], [], 0)[0])
+    def check_client(self) -> None:
+        """Raise BrokenPipeError, as sending would, if the client has left.
+
+        It sends nothing after its request, so there is only its leaving to read.
+        """
+        if select.select([self.connection], [], [], 0)[0]:
+            raise BrokenPipeError
 
     def note_time(self, flow: list[float]) -> None:
         if flow not in self.api.flows[-1:]:

@@ -23,7 +23,7 @@ import pytest
 import demo
 import environment
 from broker import Broker, BrokerError, write_properties
-from conftest import GUARD, REPOSITORY, Running, Scripts, copy_project
+from conftest import GUARD, REPOSITORY, Running, Scripts, copy_project, wait_until
 from forkserver import ForkServer
 from x_api import TOKEN, XApi
 
@@ -233,6 +233,18 @@ def test_the_filtered_stream_of_the_stand_in() -> None:
                 assert "ラーメン" in tweet["data"]["text"]
 
 
+def test_the_stand_in_notices_that_a_reader_of_a_quiet_stream_has_left() -> None:
+    """Long before the next keep-alive; until then, nobody else could connect."""
+    with XApi(rate=500, keep_alive=3600) as api:
+        api.rules.add([{"value": "nowhere"}])
+        request = urllib.request.Request(
+            api.filtered_url, headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        for _ in range(2):
+            urllib.request.urlopen(request, timeout=GUARD).close()
+        wait_until(lambda: api.open == 0)
+
+
 def test_a_wrong_request_for_rules() -> None:
     with XApi() as api:
         rules = f"{api.filtered_url}/rules"
@@ -245,22 +257,22 @@ def test_a_wrong_request_for_rules() -> None:
         assert ask(rules)[1]["meta"]["result_count"] == 0
 
 
-def test_the_demo_leaves_its_own_standard_input_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_the_demo_leaves_its_own_standard_input_alone(tmp_path: Path) -> None:
     (tmp_path / "producer.py").write_text("import sys; print(len(sys.stdin.read()))")
-    monkeypatch.setattr(demo, "HERE", tmp_path)
-    with open(tmp_path / "lines", "w+b") as lines:
-        lines.write(b"line\n")
-        lines.seek(0)
-        before = os.dup(0)
-        os.dup2(lines.fileno(), 0)
-        try:
-            demo.run(["producer.py"], dict(os.environ))
-        finally:
-            os.dup2(before, 0)
-            os.close(before)
-    assert capfdbinary.readouterr().out.endswith(b"\n0\n\n")
+    program = (
+        "import os, pathlib, demo\n"
+        "demo.HERE = pathlib.Path.cwd()\n"
+        "demo.run(['producer.py'], dict(os.environ))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "demo")},
+        input=b"line\n",
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stdout.splitlines()[1:] == [b"0", b""]
 
 
 def test_the_demo_fails_when_a_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,10 +109,10 @@ def texts(language: str) -> list[str]:
     return [block.text for block in blocks() if block.language == language]
 
 
-def sections(text: str) -> list[str]:
-    """The text before the first heading of a section, and the sections, the last one first."""
-    first, *others = re.split(r"^(?=###? )", text, flags=re.MULTILINE)
-    return [first, *reversed(others)]
+def last_section_first(text: str) -> str:
+    """The text before the first heading of a section, then the sections, the last one first."""
+    opening, *sections = re.split(r"^(?=###? )", text, flags=re.MULTILINE)
+    return "".join([opening, *reversed(sections)])
 
 
 def matches(printed: str, quoted: str | None) -> bool:
@@ -195,7 +195,9 @@ def test_the_pages_run_as_they_are_written(tmp_path: Path) -> None:
     temporary.mkdir()
     with ReservedPort() as kafka, ReservedPort() as x, ReservedPort() as nobody:
         env = environment(temporary, python3(tmp_path / "bin"), str(kafka))
-        pages = {name: commands(page, kafka, x, nobody) for name, page in ordered()}
+        orders = {name: last_section_first(text) for name, text in PAGES.items()}
+        orders["README.md"] = README
+        pages = {name: commands(text, kafka, x, nobody) for name, text in orders.items()}
         with ExitStack() as shells:
             reader = Reader(folder, env, shells)
             for name, page in pages.items():
@@ -207,12 +209,6 @@ def test_the_pages_run_as_they_are_written(tmp_path: Path) -> None:
                     reader.run_ahead(ahead)
                 reader.turn_page()
     assert list(temporary.iterdir()) == []
-
-
-def ordered() -> Iterator[tuple[str, str]]:
-    """The pages, with their sections in the order in which they are run."""
-    for name, text in PAGES.items():
-        yield name, text if name == "README.md" else "".join(sections(text))
 
 
 def commands(text: str, kafka: int, x: int, nobody: int) -> list[Block]:
@@ -322,8 +318,8 @@ def test_each_block_is_run_or_says_why_not() -> None:
         else:
             assert block.language in LANGUAGES, block.text
             assert block.terminal or block.note in ("", *BESIDE, *IF_INSTALLED), block.text
-        lines = block.text.splitlines()
-        prompts = [line.startswith("$ ") for line in lines]
+        assert bool(block.terminal) == (block.language == "text"), block.text
+        prompts = [line.startswith("$ ") for line in block.text.splitlines()]
         if block.language == "console":  # prompts are where output is shown
             assert prompts[0], block.text
             assert not all(prompts), block.text
